@@ -26,7 +26,8 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("jax", "jaxlib", "optax", "flax", "numpy", "chex", "lineax", "jaxtyping")
 EXTRAS = {"cli": ("tyro", "rich"), "data": ("pooch", "pandas", "scipy"), "plots": ("matplotlib",)}
-OURS = ("bilevel", "models", "attacks", "experiments")
+OURS = ("bilevel", "models", "attacks")
+LATER = ("defenses", "experiments")  # checked where the checkout has them
 
 
 class Finding(NamedTuple):
@@ -63,14 +64,15 @@ def devices() -> Iterator[Finding]:
     """The devices JAX computes on, and its default precision."""
     try:
         import jax
+        import jax.numpy as jnp
 
         seen = jax.devices()
     except (ImportError, RuntimeError) as error:  # RuntimeError: a backend that was asked for cannot start
         yield Finding("problem", "jax", f"{error}")
         return
     kinds = ", ".join(sorted({device.device_kind for device in seen}))
-    x64 = "float64 on" if jax.config.jax_enable_x64 else "float32 (the default)"
-    yield Finding("ok", "devices", f"{len(seen)} x {seen[0].platform} ({kinds}), {x64}")
+    text = f"{len(seen)} x {seen[0].platform} ({kinds}), numbers are {jnp.result_type(float)} by default"
+    yield Finding("ok", "devices", text)
 
 
 def layout(folder: Path) -> Iterator[Finding]:
@@ -80,7 +82,7 @@ def layout(folder: Path) -> Iterator[Finding]:
     except ImportError as error:
         yield Finding("problem", "bilevel", f"cannot be imported: {error}")
         return
-    for name in OURS:
+    for name in (*OURS, *(name for name in LATER if (ROOT / name / "__init__.py").is_file())):
         try:
             module = importlib.import_module(name)
             check_layout(name, module.__file__)
