@@ -49,7 +49,7 @@ types: env ## pyright
 	$(BIN)/pyright
 
 imports: env ## import contracts: imports point one way
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 
 format: env ## ruff: format and fix in place
 	$(BIN)/ruff check --fix .
