@@ -27,6 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 CORE = ("jax", "jaxlib", "optax", "flax", "numpy", "chex", "lineax", "jaxtyping")
 EXTRAS = {"cli": ("tyro", "rich"), "data": ("pooch", "pandas", "scipy"), "plots": ("matplotlib",)}
 OURS = ("bilevel", "models", "attacks")
+CANNOT_START = (
+    ImportError,
+    RuntimeError,
+    AssertionError,
+)  # the last two: JAX, asked for a device that is not there
 LATER = ("defenses", "experiments")  # checked where the checkout has them
 
 
@@ -67,8 +72,9 @@ def devices() -> Iterator[Finding]:
         import jax.numpy as jnp
 
         seen = jax.devices()
-    except (ImportError, RuntimeError) as error:  # RuntimeError: a backend that was asked for cannot start
-        yield Finding("problem", "jax", f"{error}")
+    except CANNOT_START as error:
+        asked = os.environ.get("JAX_PLATFORMS") or "not set"
+        yield Finding("problem", "jax", f"no device: {error!r} (JAX_PLATFORMS is {asked})")
         return
     kinds = ", ".join(sorted({device.device_kind for device in seen}))
     text = f"{len(seen)} x {seen[0].platform} ({kinds}), numbers are {jnp.result_type(float)} by default"
@@ -131,23 +137,26 @@ def cache() -> Iterator[Finding]:
 
 def gradient() -> Iterator[Finding]:
     """A hypergradient with a known answer: L steps of p <- p - (p - x)/10 give dp/dx = 1 - 0.9^L."""
-    try:
-        import jax
-        import jax.numpy as jnp
-        import optax
-
-        import bilevel
-    except ImportError as error:
-        yield Finding("problem", "gradient", f"not computed: {error}")
-        return
     start = time.perf_counter()
-    inner = bilevel.gradient_descent(_bowl, optax.sgd(0.1), steps=10)
-    solve = bilevel.unrolled(inner)
-    value = jax.grad(lambda x: solve(x, jnp.zeros(()), (), jax.random.key(0)))(jnp.ones(()))
-    error = abs(float(value) - (1 - 0.9**10))
-    seconds = time.perf_counter() - start
-    text = f"d params / dx after 10 steps = {float(value):.6f}, off by {error:.1e}; {seconds:.1f} s with compilation"
+    try:
+        value = _slope(steps=10)
+    except CANNOT_START as error:
+        yield Finding("problem", "gradient", f"not computed: {error!r}")
+        return
+    error, seconds = abs(value - (1 - 0.9**10)), time.perf_counter() - start
+    text = f"d params / dx after 10 steps = {value:.6f}, off by {error:.1e}; {seconds:.1f} s with compilation"
     yield Finding("ok" if error < 1e-5 else "problem", "gradient", text)
+
+
+def _slope(steps: int) -> float:
+    import jax
+    import jax.numpy as jnp
+    import optax
+
+    import bilevel
+
+    solve = bilevel.unrolled(bilevel.gradient_descent(_bowl, optax.sgd(0.1), steps=steps))
+    return float(jax.grad(lambda x: solve(x, jnp.zeros(()), (), jax.random.key(0)))(jnp.ones(())))
 
 
 def _bowl(params, x, data, ctx):
