@@ -1,11 +1,12 @@
 """The inner loop as a value: parameters after `L` steps on data that contain `x`, one pure step at a time.
 
-An `Inner` says how to start, how to make one step, and how to pull a cotangent back through one step. How the *whole* loop is
-differentiated (exactly, truncated, implicitly, not at all) is another value, made from it: see `unroll.py` and `implicit.py`.
+An `Inner` says how to start, how to make one step, and how to pull a cotangent back through one step. How the
+*whole* loop is differentiated (exactly, truncated, implicitly, not at all) is another value, made from it:
+see `unroll.py` and `implicit.py`.
 
-Everything the loss reads comes in as an argument: `loss(params, x, data, ctx)`, where `x` is the upper variable and `ctx` holds the
-step's key, its number, its batch and the auxiliary state. A step depends on the key and its number only, so every estimator sees the
-same batches whatever part of the loop it replays.
+Everything the loss reads comes in as an argument: `loss(params, x, data, ctx)`, where `x` is the upper
+variable and `ctx` holds the step's key, its number, its batch and the auxiliary state. A step depends on the
+key and its number only, so every estimator sees the same batches whatever part of the loop it replays.
 """
 
 from collections.abc import Callable
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class Ctx(NamedTuple):
-    """What a loss is told about its step: a fresh `key`, the `step` number (0-based), the `batch` (None: full batch), `aux` state."""
+    """What a loss is told of its step: a fresh `key`, the `step` number from 0, the `batch` (None: all), `aux` state."""
 
     key: Any
     step: Any
@@ -46,10 +47,13 @@ class InnerState(NamedTuple):
 
 
 class Structure(NamedTuple):
-    """What a problem with structure may hand in; each entry is tested against the generic path by whoever gives it.
+    """What a problem with structure may hand in; each entry is tested against the generic path by whoever
+    gives it.
 
-    * `product(params, x, data, ctx, v) -> (Hv, Mv)`: derivatives of `<grad_params loss, v>` in `params` and in `x`;
-    * `blocks(params, x, data, ctx)`: diagonal blocks of the Hessian, a leaf `(n, D)` of the parameters giving `(n, D, D)`;
+    * `product(params, x, data, ctx, v) -> (Hv, Mv)`: derivatives of `<grad_params loss, v>` in `params` and
+      in `x`;
+    * `blocks(params, x, data, ctx)`: diagonal blocks of the Hessian, a leaf `(n, D)` of the parameters giving
+      `(n, D, D)`;
     * `solve(params, x, data, ctx, b)`: its own product with the inverse Hessian.
     """
 
@@ -61,7 +65,8 @@ class Structure(NamedTuple):
 class Aux(NamedTuple):
     """Auxiliary state carried along and held constant by every derivative (EM responsibilities, annealing).
 
-    `init(params0, x, data, key) -> aux`; `update(aux, params, x, data, ctx) -> aux`, called before the step that reads it.
+    `init(params0, x, data, key) -> aux`; `update(aux, params, x, data, ctx) -> aux`, called before the step
+    that reads it.
     """
 
     init: Callable[..., Any]
@@ -102,22 +107,27 @@ def minibatches(count: int, size: int) -> Minibatches:
     _positive("count", count)
     _positive("size", size)
     if size > count:
-        raise ValueError(f"minibatches: size={size} is larger than count={count}; use size <= count, or no batches at all")
+        raise ValueError(
+            f"minibatches: size={size} is larger than count={count}; use size <= count, or no batches at all"
+        )
     return Minibatches(count, size)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Inner:
-    """An inner loop. Made by `gradient_descent` or `fixed_point`; `jax.jit`-able and differentiated by an estimator.
+    """An inner loop. Made by `gradient_descent` or `fixed_point`; `jax.jit`-able and differentiated by an
+    estimator.
 
     Attributes:
       steps: `L`, how many steps the loop makes.
       name: what it is, for reprs and error messages.
       init: `(params0, x, data, key) -> InnerState`.
-      step: `(state, x, data, ctx) -> (state, saved)`; `saved` is what `replay` and `pull` want to keep of the step.
+      step: `(state, x, data, ctx) -> (state, saved)`; `saved` is what `replay` and `pull` want to keep of the
+        step.
       replay: `(state, saved, x, data, ctx) -> state`, the step again, cheaper where `saved` allows it.
       pull: `(state, saved, x, data, ctx, bar, wants) -> (bar, x_bar, data_bar)`: the adjoint of one step.
-      stationarity: `(params, x, data, ctx)`, zero at the loop's fixed point: the gradient, or `params - update(params)`.
+      stationarity: `(params, x, data, ctx)`, zero at the loop's fixed point: the gradient, or `params -
+        update(params)`.
       loss, update: whichever the loop is made of (the other is None).
     """
 
@@ -144,12 +154,13 @@ class Inner:
 
     def context(self, key: Array, step: Any, aux: Any = ()) -> Ctx:
         """The context of step number `step`: key and batch follow from the loop's key and the number alone."""
-        batch = self.batches.draw(key, step) if self.batches else None
-        return Ctx(jax.random.fold_in(key, step), step, batch, aux)
+        for_steps, for_batches = jax.random.split(key)
+        batch = self.batches.draw(for_batches, step) if self.batches else None
+        return Ctx(jax.random.fold_in(for_steps, step), step, batch, aux)
 
     def final_context(self, key: Array, aux: Any = ()) -> Ctx:
         """The full-batch context after the last step, in which stationarity is judged."""
-        return Ctx(jax.random.fold_in(key, self.steps), jnp.asarray(self.steps), None, aux)
+        return self.context(key, jnp.asarray(self.steps), aux)._replace(batch=None)
 
 
 def gradient_descent(
@@ -161,25 +172,32 @@ def gradient_descent(
     aux: Aux | None = None,
     structure: Structure | None = None,
 ) -> Inner:
-    """An inner loop of `steps` optimizer steps: `g_l = grad loss(theta_l; x)`, `theta_{l+1} = theta_l + optimizer(g_l)`.
+    """An inner loop of `steps` optimizer steps: `g_l = grad loss(theta_l; x)`, `theta_{l+1} = theta_l +
+    optimizer(g_l)`.
 
-    The adjoint of a step takes the `vjp` of the optimizer's update and one product that gives `H v` and the mixed derivative
-    `d/dx <grad loss, v>` together, so its cost is that of one `jvp` of the gradient, whatever the optimizer.
+    The adjoint of a step takes the `vjp` of the optimizer's update and one product that gives `H v` and the
+    mixed derivative `d/dx <grad loss, v>` together, so its cost is that of one `jvp` of the gradient,
+    whatever the optimizer.
 
     Args:
-      loss: `loss(params, x, data, ctx) -> scalar`, twice differentiable in `params` and `x`. It must not close over a traced value.
+      loss: `loss(params, x, data, ctx) -> scalar`, twice differentiable in `params` and `x`. It must not
+        close over a traced value.
       optimizer: any optax transformation, as it is; square roots of exact zeros are made safe (`bilevel.safe`).
       steps: `L >= 1`.
-      batches: `minibatches(count, size)`, or None for the full batch; the loss then reads `ctx.batch.index` and `ctx.batch.mask`.
+      batches: `minibatches(count, size)`, or None for the full batch; the loss then reads `ctx.batch.index`
+        and `ctx.batch.mask`.
       aux: state updated before each step and held constant by all derivatives.
       structure: the problem's own Hessian product, block diagonal or solve.
 
     Raises:
-      ValueError: `steps` is not a positive integer. TypeError: `optimizer` is not an optax transformation, `loss` not callable.
+      ValueError: `steps` is not a positive integer. TypeError: `optimizer` is not an optax transformation,
+        `loss` not callable.
 
-    Reference: Maclaurin, Duvenaud, Adams, ICML 2015 (reverse mode through training); Tang, Wen, Wang, RecSys 2020, eqs 6-8.
+    Reference: Maclaurin, Duvenaud, Adams, ICML 2015 (reverse mode through training); Tang, Wen, Wang, RecSys
+      2020, eqs 6-8.
 
-    **Differs from the paper:** nothing for SGD; for stateful optimizers the optimizer's state is part of what is differentiated.
+    **Differs from the paper:** nothing for SGD; for stateful optimizers the optimizer's state is part of what
+    is differentiated.
 
     >>> inner = gradient_descent(lambda p, x, data, ctx: jnp.sum((p - x) ** 2), optax.sgd(0.1), steps=5)
     >>> inner
@@ -187,9 +205,14 @@ def gradient_descent(
     """
     _positive("steps", steps)
     if not callable(loss):
-        raise TypeError(f"gradient_descent: loss must be a function (params, x, data, ctx) -> scalar, got {type(loss).__name__}")
+        raise TypeError(
+            f"gradient_descent: loss must be a function (params, x, data, ctx) -> scalar, got {type(loss).__name__}"
+        )
     if not (hasattr(optimizer, "init") and hasattr(optimizer, "update")):
-        raise TypeError(f"gradient_descent: optimizer must be an optax transformation, got {type(optimizer).__name__}; try optax.adam(1e-2)")
+        raise TypeError(
+            "gradient_descent: optimizer must be an optax transformation such as optax.adam(1e-2), "
+            f"got {type(optimizer).__name__}"
+        )
     structure = structure or Structure()
     gradient = jax.grad(loss)
 
@@ -223,12 +246,23 @@ def gradient_descent(
         return InnerState(params0, optimizer.init(params0), jax.lax.stop_gradient(start))
 
     return Inner(
-        steps, "gradient_descent", init, step, replay, pull, gradient, loss=loss, structure=structure, batches=batches, aux=aux
+        steps,
+        "gradient_descent",
+        init,
+        step,
+        replay,
+        pull,
+        gradient,
+        loss=loss,
+        structure=structure,
+        batches=batches,
+        aux=aux,
     )
 
 
 def fixed_point(update: Callable[..., Any], steps: int, *, batches: Minibatches | None = None) -> Inner:
-    """An inner loop of `steps` applications of `update(params, x, data, ctx) -> params`: ALS half sweeps, power iteration.
+    """An inner loop of `steps` applications of `update(params, x, data, ctx) -> params`: ALS half sweeps,
+    power iteration.
 
     Args:
       update: a differentiable map that returns parameters of the structure, shapes and dtypes it was given.
@@ -245,7 +279,9 @@ def fixed_point(update: Callable[..., Any], steps: int, *, batches: Minibatches 
     """
     _positive("steps", steps)
     if not callable(update):
-        raise TypeError(f"fixed_point: update must be a function (params, x, data, ctx) -> params, got {type(update).__name__}")
+        raise TypeError(
+            f"fixed_point: update must be a function (params, x, data, ctx) -> params, got {type(update).__name__}"
+        )
 
     def init(params0, x, data, key):
         _check_params(params0)

@@ -1,12 +1,13 @@
 """Optimizers whose update can be differentiated where a gradient entry is exactly zero.
 
-Adam divides by `sqrt(v)`, and the derivative of a square root at 0 is infinite: one user without data (a gradient row that is
-exactly 0) makes *every* entry of the hypergradient NaN. Raising `eps_root` cures the NaN and bends the forward numbers. Instead
-the update's own jaxpr is read again with square roots (and powers, and products) whose derivative is 0 where the true one is infinite. Forward values stay the same to the bit, and no
-list of optimizers has to be kept: any optax transformation is made safe as the user passes it.
+Adam divides by `sqrt(v)`, and the derivative of a square root at 0 is infinite: one user without data (a
+gradient row that is exactly 0) makes *every* entry of the hypergradient NaN. Raising `eps_root` cures the NaN
+and bends the forward numbers. Instead the update's own jaxpr is read again with square roots (and powers, and
+products) whose derivative is 0 where the true one is infinite. Forward values stay the same to the bit, and
+no list of optimizers has to be kept: any optax transformation is made safe as the user passes it.
 
-The derivative 0 is the right one-sided choice: at `v = 0` the update is `0 / eps`, and along any direction in which the gradient
-entry stays 0 it stays 0.
+The derivative 0 is the right one-sided choice: at `v = 0` the update is `0 / eps`, and along any direction in
+which the gradient entry stays 0 it stays 0.
 """
 
 from collections.abc import Callable
@@ -59,7 +60,8 @@ def _safe_rsqrt_jvp(primals, tangents):
 
 @jax.custom_jvp
 def safe_pow(base: jax.Array, exponent: jax.Array) -> jax.Array:
-    """`base ** exponent` whose derivative in `base` is 0 where the true one is infinite (`base = 0`, `exponent < 1`).
+    """`base ** exponent` whose derivative in `base` is 0 where the true one is infinite (`base = 0`,
+    `exponent < 1`).
 
     >>> float(jax.grad(safe_pow)(0.0, 0.5)), float(jax.grad(safe_pow)(4.0, 0.5))
     (0.0, 0.25)
@@ -96,7 +98,8 @@ def _safe_cbrt_jvp(primals, tangents):
 
 @jax.custom_jvp
 def safe_mul(left: jax.Array, right: jax.Array) -> jax.Array:
-    """`left * right`; a factor that is not finite counts as 0 in the derivative (RAdam multiplies by `sqrt(-1)` and then discards it).
+    """`left * right`; a factor that is not finite counts as 0 in the derivative (RAdam multiplies by
+    `sqrt(-1)` and then discards it).
 
     >>> float(jax.grad(lambda x: jnp.where(True, x, safe_mul(jnp.nan, x)))(1.0))
     1.0
@@ -128,7 +131,14 @@ def _safe_div_jvp(primals, tangents):
     return out, d_numerator * _finite(inverse) - _finite(out * inverse) * d_denominator
 
 
-_SAFE = {"sqrt": safe_sqrt, "rsqrt": safe_rsqrt, "pow": safe_pow, "cbrt": safe_cbrt, "mul": safe_mul, "div": safe_div}
+_SAFE = {
+    "sqrt": safe_sqrt,
+    "rsqrt": safe_rsqrt,
+    "pow": safe_pow,
+    "cbrt": safe_cbrt,
+    "mul": safe_mul,
+    "div": safe_div,
+}
 
 
 def _finite(coefficient: jax.Array) -> jax.Array:
@@ -137,10 +147,12 @@ def _finite(coefficient: jax.Array) -> jax.Array:
 
 
 def differentiable(update: Callable[..., Any]) -> Callable[..., Any]:
-    """Re-read `update` with square roots that are safe to differentiate at 0: same values, no NaN in its derivatives.
+    """Re-read `update` with square roots that are safe to differentiate at 0: same values, no NaN in its
+    derivatives.
 
-    `update` is any function of pytrees of arrays, usually `optimizer.update`. Control flow inside it (`cond`, `scan`, nested `jit`) is
-    followed; a `while_loop` is left as it is, since reverse mode does not pass through it anyway.
+    `update` is any function of pytrees of arrays, usually `optimizer.update`. Control flow inside it (`cond`,
+    `scan`, nested `jit`) is followed; a `while_loop` is left as it is, since reverse mode does not pass
+    through it anyway.
 
     >>> import optax
     >>> adam = optax.adam(0.1)
@@ -150,13 +162,16 @@ def differentiable(update: Callable[..., Any]) -> Callable[..., Any]:
     >>> bool(jnp.isnan(naive).all()), bool(jnp.isfinite(safe).all())
     (True, True)
 
-    **Differs from the paper:** not in any of the five papers; the usual advice (`eps_root`) changes the forward numbers.
+    **Differs from the paper:** not in any of the five papers; the usual advice (`eps_root`) changes the
+    forward numbers.
     """
 
     @wraps(update)
     def safe(*args):
         flat, tree = jax.tree.flatten(args)
-        closed, shapes = jax.make_jaxpr(lambda *leaves: update(*jax.tree.unflatten(tree, leaves)), return_shape=True)(*flat)
+        closed, shapes = jax.make_jaxpr(
+            lambda *leaves: update(*jax.tree.unflatten(tree, leaves)), return_shape=True
+        )(*flat)
         out = _evaluate(closed.jaxpr, closed.consts, flat)
         return jax.tree.unflatten(jax.tree.structure(shapes), out)
 
@@ -213,7 +228,9 @@ def _scan(params: dict[str, Any], args):
     closed, consts_n, carry_n = params["jaxpr"], params["num_consts"], params["num_carry"]
     consts, init, xs = args[:consts_n], args[consts_n : consts_n + carry_n], args[consts_n + carry_n :]
     body = partial(_scan_body, closed, consts, carry_n)
-    carry, ys = lax.scan(body, init, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"])
+    carry, ys = lax.scan(
+        body, init, xs, length=params["length"], reverse=params["reverse"], unroll=params["unroll"]
+    )
     return [*carry, *ys]
 
 

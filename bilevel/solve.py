@@ -1,8 +1,9 @@
 """How an inner loop is differentiated, as a value: the one wrapper all estimators share.
 
-An estimator gives two functions: `run`, the forward pass that also returns what it wants to keep, and `pull`, which takes the
-cotangent of the returned parameters back to `x`, `params0` and `data`. `Solve` makes an ordinary JAX function of the pair, with a
-custom derivative, and checks on the host what a custom derivative cannot see.
+An estimator gives two functions: `run`, the forward pass that also returns what it wants to keep, and `pull`,
+which takes the cotangent of the returned parameters back to `x`, `params0` and `data`. `Solve` makes an
+ordinary JAX function of the pair, with a custom derivative, and checks on the host what a custom derivative
+cannot see.
 """
 
 from collections.abc import Callable
@@ -45,9 +46,10 @@ class Solve:
       inner: the loop.
       name: which estimator, with its settings.
       run: `(x, params0, data, key, wants) -> (params, saved)`.
-      pull: `(saved, x, params0, data, key, params_bar, wants, start) -> (Cotangents, LinearResult | None)`; `start` warm-starts a
-        linear solve, and is ignored by estimators that have none.
-      plain: the same map as ordinary JAX code, for the estimators that are (those also work in forward mode); else None.
+      pull: `(saved, x, params0, data, key, params_bar, wants, start) -> (Cotangents, LinearResult | None)`;
+        `start` warm-starts a linear solve, and is ignored by estimators that have none.
+      plain: the same map as ordinary JAX code, for the estimators that are (those also work in forward mode);
+        else None.
       approximate: what the estimator leaves out, in words ("" for exact ones).
     """
 
@@ -62,7 +64,7 @@ class Solve:
         return self.name
 
     def __call__(self, x: Any, params0: Any, data: Any, key: Array) -> Any:
-        """Parameters after the inner loop. Differentiable in `x`, and in `params0` and `data` where the estimator defines it."""
+        """Parameters after the loop; differentiable in `x`, and in `params0` and `data` where the estimator is."""
         check_closure(self.inner, x, params0, data, key)
         if self.plain is not None:
             return self.plain(x, params0, data, key)
@@ -73,13 +75,18 @@ class Solve:
         def primal(x, params0, data, key):
             return self.run(x, params0, data, key, Wants(False, False, False))[0]
 
-        primal.__name__ = f"{self.name} (reverse mode only; for forward mode use unrolled(inner, memory='keep'))"
+        primal.__name__ = (
+            f"{self.name} (reverse mode only; for forward mode use unrolled(inner, memory='keep'))"
+        )
         solve = jax.custom_vjp(primal)
         solve.defvjp(self._forward, self._backward, symbolic_zeros=True)
         return solve
 
     def _forward(self, x, params0, data, key):
-        values = [jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=_is_primal) for tree in (x, params0, data, key)]
+        values = [
+            jax.tree.map(lambda leaf: leaf.value, tree, is_leaf=_is_primal)
+            for tree in (x, params0, data, key)
+        ]
         wants = Wants(*(_perturbed(tree) for tree in (x, params0, data)))
         params, saved = self.run(*values, wants)
         return params, (saved, values, wants)
@@ -92,7 +99,8 @@ class Solve:
 
 
 def check_closure(inner: Inner, x: Any, params0: Any, data: Any, key: Array) -> None:
-    """Refuse a loss, an update or an optimizer that closes over a traced value: its derivative would silently be lost.
+    """Refuse a loss, an update or an optimizer that closes over a traced value: its derivative would silently
+    be lost.
 
     Raises:
       TypeError: naming the shapes of the traced values found, and what to do.
@@ -107,13 +115,14 @@ def check_closure(inner: Inner, x: Any, params0: Any, data: Any, key: Array) -> 
     if traced:
         found = ", ".join(f"{t.dtype}{list(t.shape)}" for t in traced)
         raise TypeError(
-            f"{inner!r}: its loss, update or optimizer closes over traced values ({found}). A derivative through the inner loop cannot see "
-            "them. Pass what is differentiated in `x` and everything else in `data` (a traced learning rate can live in either)."
+            f"{inner!r}: its loss, update or optimizer closes over traced values ({found}). A derivative through the "
+            "inner loop cannot see them. Pass what is differentiated in `x` and everything else in `data` "
+            "(a traced learning rate can scale the loss from either)."
         )
 
 
 def _is_primal(leaf) -> bool:
-    return hasattr(leaf, "perturbed")
+    return isinstance(leaf, jax.custom_derivatives.CustomVJPPrimal)
 
 
 def _perturbed(tree) -> bool:

@@ -1,7 +1,7 @@
 """Pytrees in which only the floating leaves are differentiated; integer leaves and keys ride along.
 
-`split` takes a tree apart into its differentiable leaves and the rest, with `None` in the holes, so that each half keeps the
-structure of the whole; `join` puts the halves together again.
+`split` takes a tree apart into its differentiable leaves and the rest, with `None` in the holes, so that each
+half keeps the structure of the whole; `join` puts the halves together again.
 """
 
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 
 class Halves(NamedTuple):
-    """The two halves of a tree: `inexact` leaves (differentiated) and `rest`, each `None` where the other has a leaf."""
+    """The halves of a tree: `inexact` leaves (differentiated) and `rest`, each `None` where the other has a leaf."""
 
     inexact: Any
     rest: Any
@@ -58,7 +58,7 @@ def add(left: Any, right: Any) -> Any:
 
 def dot(left: Any, right: Any) -> jax.Array:
     """Inner product of two trees of one structure, a scalar."""
-    parts = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b), left, right))
+    parts = jax.tree.leaves(jax.tree.map(jnp.vdot, left, right))
     return sum(parts[1:], start=parts[0]) if parts else jnp.zeros(())
 
 

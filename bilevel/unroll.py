@@ -1,11 +1,12 @@
 """Estimators that differentiate the steps of the loop: exactly, the last `tau` of them, one, or none.
 
-    exact:      dL/dx = dL/dx|theta + sum_{l=1..L} lambda_l . d theta_l / dx,   lambda_{l-1} = lambda_l . d theta_l / d theta_{l-1}
+    exact:      dL/dx = dL/dx|theta + sum_{l=1..L} lambda_l . d theta_l / dx,   lambda_{l-1} = lambda_l . d
+      theta_l / d theta_{l-1}
     truncated:  the same sum over the last tau steps only; the state before them counts as a constant
     detached:   the first term alone (the partial derivative)
 
-All are one function with `tau` in {L, tau, 1, 0}. What differs inside is what is kept of the forward pass. Per step kept or
-recomputed (m: one copy of the parameters, Adam):
+All are one function with `tau` in {L, tau, 1, 0}. What differs inside is what is kept of the forward pass.
+Per step kept or recomputed (m: one copy of the parameters, Adam):
 
 | memory        | keeps                                | recomputes            | note                                |
 |---------------|--------------------------------------|-----------------------|-------------------------------------|
@@ -16,10 +17,11 @@ recomputed (m: one copy of the parameters, Adam):
 | `"replay"`    | every gradient, a state a segment: m | the optimizer's update | cheap, elementwise; the default    |
 | `"lean"`      | a state every `sqrt(L)` steps        | one forward pass      | the leanest                         |
 
-The last three use the adjoint of one step (`Inner.pull`) and never differentiate through a gradient by reverse mode twice.
+The last three use the adjoint of one step (`Inner.pull`) and never differentiate through a gradient by
+reverse mode twice.
 
-Reference: Tang, Wen, Wang, RecSys 2020, eqs 6-9; Griewank, Walther, ACM TOMS 2000 (checkpoints); Shaban et al., AISTATS 2019
-(truncation); Bolte, Pauwels, Vaiter, NeurIPS 2023 (one step).
+Reference: Tang, Wen, Wang, RecSys 2020, eqs 6-9; Griewank, Walther, ACM TOMS 2000 (checkpoints); Shaban et
+  al., AISTATS 2019 (truncation); Bolte, Pauwels, Vaiter, NeurIPS 2023 (one step).
 """
 
 import math
@@ -42,8 +44,8 @@ def unrolled(inner: Inner, *, memory: Memory = "replay", segments: int | None = 
 
     Args:
       inner: the loop, from `gradient_descent` or `fixed_point`.
-      memory: what to keep for the backward pass, see the module's table. Only `"keep"`, `"recompute"` and `"segments"` are plain JAX code,
-        and only they work in forward mode (`jax.jvp`, `jax.jacfwd`).
+      memory: what to keep for the backward pass, see the module's table. Only `"keep"`, `"recompute"` and
+        `"segments"` are plain JAX code, and only they work in forward mode (`jax.jvp`, `jax.jacfwd`).
       segments: how many segments the three checkpointing policies cut the loop into, default about `sqrt(L)`.
 
     Raises:
@@ -63,7 +65,8 @@ def unrolled(inner: Inner, *, memory: Memory = "replay", segments: int | None = 
 
 
 def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: int | None = None) -> Solve:
-    """Differentiate the last `tau` steps; the state before them (optimizer state too) is a constant. Memory is flat in `L`.
+    """Differentiate the last `tau` steps; the state before them (optimizer state too) is a constant. Memory
+    is flat in `L`.
 
     Args:
       inner: the loop.
@@ -75,7 +78,8 @@ def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: in
 
     Reference: Tang, Wen, Wang, RecSys 2020, eq. 9; Shaban et al., AISTATS 2019.
 
-    **Differs from the paper:** eq. 9 prints the sum over `[L - tau, L]`, which has `tau + 1` terms; ours has `tau`.
+    **Differs from the paper:** eq. 9 prints the sum over `[L - tau, L]`, which has `tau + 1` terms; ours has
+    `tau`.
 
     >>> import optax, bilevel
     >>> inner = bilevel.gradient_descent(lambda p, x, data, ctx: (p - x) ** 2, optax.sgd(0.25), steps=2)
@@ -84,23 +88,35 @@ def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: in
     0.5
     """
     if not isinstance(tau, int) or isinstance(tau, bool) or not 0 <= tau <= inner.steps:
-        raise ValueError(f"truncated: tau={tau!r} for a loop of {inner.steps} steps; expected an integer in [0, {inner.steps}]")
-    missing = "" if tau == inner.steps else f"ignores how the first {inner.steps - tau} of {inner.steps} steps depend on x"
+        raise ValueError(
+            f"truncated: tau={tau!r} for a loop of {inner.steps} steps; expected an integer in [0, {inner.steps}]"
+        )
+    missing = (
+        ""
+        if tau == inner.steps
+        else f"ignores how the first {inner.steps - tau} of {inner.steps} steps depend on x"
+    )
     return _last_steps(inner, tau, memory, segments, f"truncated(tau={tau})", missing)
 
 
 def one_step(inner: Inner) -> Solve:
-    """Differentiate one last step: the Jacobian of the step map at the point returned, `truncated(tau=1)` by its own name.
+    """Differentiate one last step: the Jacobian of the step map at the point returned, `truncated(tau=1)` by
+    its own name.
 
     Reference: Bolte, Pauwels, Vaiter, One-step differentiation of iterative algorithms, NeurIPS 2023.
 
-    **Differs from the paper:** nothing; with a stateful optimizer its state counts as a constant, as in `truncated`.
+    **Differs from the paper:** nothing; with a stateful optimizer its state counts as a constant, as in
+    `truncated`.
 
     >>> import optax, bilevel
     >>> one_step(bilevel.gradient_descent(lambda p, x, data, ctx: (p - x) ** 2, optax.sgd(0.25), steps=2))
     one_step(gradient_descent(steps=2))
     """
-    missing = "" if inner.steps == 1 else f"ignores how the first {inner.steps - 1} of {inner.steps} steps depend on x"
+    missing = (
+        ""
+        if inner.steps == 1
+        else f"ignores how the first {inner.steps - 1} of {inner.steps} steps depend on x"
+    )
     return _last_steps(inner, 1, "adjoint", None, "one_step", missing)
 
 
@@ -116,11 +132,13 @@ def detached(inner: Inner) -> Solve:
     >>> float(jax.grad(lambda x: solve(x, jnp.array(0.0), None, jax.random.key(0)))(1.0))
     0.0
     """
-    return _last_steps(inner, 0, "adjoint", None, "detached", "ignores how the trained parameters depend on x")
+    return _last_steps(
+        inner, 0, "adjoint", None, "detached", "ignores how the trained parameters depend on x"
+    )
 
 
 class _Plan(NamedTuple):
-    """Which steps are differentiated, and how the adjoint family stores them: `length` steps a segment, gradients kept or not."""
+    """Which steps are differentiated and how the adjoint family stores them: segments of `length` steps."""
 
     inner: Inner
     start: int
@@ -137,9 +155,13 @@ class _Chunk(NamedTuple):
     length: int
 
 
-def _last_steps(inner: Inner, tau: int, memory: Memory, segments: int | None, label: str, missing: str) -> Solve:
+def _last_steps(
+    inner: Inner, tau: int, memory: Memory, segments: int | None, label: str, missing: str
+) -> Solve:
     if not isinstance(inner, Inner):
-        raise TypeError(f"{label}: expected an Inner (bilevel.gradient_descent, bilevel.fixed_point), got {type(inner).__name__}")
+        raise TypeError(
+            f"{label}: expected an Inner (bilevel.gradient_descent, bilevel.fixed_point), got {type(inner).__name__}"
+        )
     if memory not in get_args(Memory):
         raise ValueError(f"{label}: memory={memory!r}; expected one of {', '.join(get_args(Memory))}")
     length = _segment_length(tau, memory, segments, label)
@@ -154,12 +176,17 @@ def _last_steps(inner: Inner, tau: int, memory: Memory, segments: int | None, la
 def _segment_length(tau: int, memory: Memory, segments: int | None, label: str) -> int:
     if memory not in ("segments", "replay", "lean"):
         if segments is not None:
-            raise ValueError(f"{label}: segments={segments} has no meaning for memory={memory!r}; use it with segments, replay or lean")
+            raise ValueError(
+                f"{label}: segments={segments} has no meaning for memory={memory!r}; use it with the policies "
+                "segments, replay and lean"
+            )
         return 1
     if segments is None:
         return max(1, round(math.sqrt(tau)))
     if not isinstance(segments, int) or not 1 <= segments <= max(tau, 1):
-        raise ValueError(f"{label}: segments={segments!r}; expected an integer in [1, {max(tau, 1)}], the steps differentiated")
+        raise ValueError(
+            f"{label}: segments={segments!r}; expected an integer in [1, {max(tau, 1)}], the steps differentiated"
+        )
     return -(-tau // segments) if tau else 1
 
 
@@ -211,7 +238,7 @@ def _make_run(plan: _Plan):
 
 
 def _record(plan: _Plan, chunk: _Chunk, state, x, data, key):
-    """Run the segments of a chunk; keep the state each one starts from, and the gradients inside if the plan keeps them."""
+    """Run a chunk; keep the state each segment starts from, and the gradients inside if the plan says so."""
 
     def segment(start_state, number, _):
         def step(state, step, _):
@@ -238,14 +265,16 @@ def _make_pull(plan: _Plan):
         for chunk, tape in zip(reversed(_chunks(plan)), reversed(tapes), strict=True):
             carry = _unwind(plan, chunk, tape, carry, x, data, key, wants)
         bar, x_bar, data_bar = carry
-        params0_bar = _pull_init(inner, x, params0, data, key, bar) if wants.params0 and plan.start == 0 else None
+        params0_bar = (
+            _pull_init(inner, x, params0, data, key, bar) if wants.params0 and plan.start == 0 else None
+        )
         return Cotangents(x_bar, params0_bar, data_bar), None
 
     return pull
 
 
 def _unwind(plan: _Plan, chunk: _Chunk, tape, carry, x, data, key, wants: Wants):
-    """The adjoint of a chunk: the segments in reverse, each replayed from its first state and then pulled back step by step."""
+    """The adjoint of a chunk: segments in reverse, each replayed from its first state, then pulled back."""
     inner = plan.inner
 
     def forward(state, step, kept):
@@ -293,7 +322,11 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
     def plain(x, params0, data, key):
         held = jax.tree.map(_constant, (x, params0, data)) if start else (x, params0, data)
         state = inner.init(held[1], held[0], held[2], key)
-        state = jax.tree.map(_constant, _run_to(inner, state, held[0], held[2], key, 0, start)) if start else state
+        state = (
+            jax.tree.map(_constant, _run_to(inner, state, held[0], held[2], key, 0, start))
+            if start
+            else state
+        )
         step = lambda state, step, _: (_advance(inner, state, x, data, key, step)[0], None)
         for chunk in _chunks(_Plan(inner, start, inner.steps, length, False)):
             inside = step if memory == "segments" else checkpoint(step)
@@ -307,7 +340,9 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
 
     def run(x, params0, data, key, wants: Wants):
         halves = [trees.split(tree) for tree in (x, params0, data)]
-        join = lambda inexact: [trees.join(part, half.rest) for part, half in zip(inexact, halves, strict=True)]
+        join = lambda inexact: [
+            trees.join(part, half.rest) for part, half in zip(inexact, halves, strict=True)
+        ]
         return jax.vjp(lambda *inexact: plain(*join(inexact), key), *(half.inexact for half in halves))
 
     def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
