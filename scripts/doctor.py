@@ -121,9 +121,13 @@ def data() -> Iterator[Finding]:
 
 
 def cache() -> Iterator[Finding]:
-    """Downloads and compiled functions are kept in a cache folder, which must be writable."""
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    folder = Path(base) / "bilevel"
+    """Downloaded data sets are kept in a cache folder, which must be writable."""
+    try:
+        import pooch
+    except ImportError:
+        yield Finding("note", "cache", "not needed: without pooch nothing is downloaded")
+        return
+    folder = Path(pooch.os_cache("bilevel"))  # as in models/data/sources.py
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
