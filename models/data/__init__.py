@@ -1,7 +1,33 @@
 """What recommenders learn from: interactions, fake profiles, files, splits, target sets and synthetic data."""
 
+from models.data.filters import binarize, min_count
+from models.data.formats import DataError
 from models.data.interactions import Interactions
+from models.data.load import Dataset, load
 from models.data.profiles import Profiles, check_targets, inject
+from models.data.sources import dataset
+from models.data.split import Split, holdout_one, random_events, revadv_split
+from models.data.strata import PUBLISHED, pick_targets, strata
 from models.data.synthetic import Toy, toy
 
-__all__ = ["Interactions", "Profiles", "Toy", "check_targets", "inject", "toy"]
+__all__ = [
+    "Interactions",
+    "Profiles",
+    "inject",
+    "check_targets",
+    "Dataset",
+    "DataError",
+    "load",
+    "dataset",
+    "Split",
+    "revadv_split",
+    "holdout_one",
+    "random_events",
+    "min_count",
+    "binarize",
+    "strata",
+    "pick_targets",
+    "PUBLISHED",
+    "Toy",
+    "toy",
+]

@@ -143,7 +143,7 @@ class Interactions:
 
     def trim(self) -> Interactions:
         """The same events without padding (host only: the new size is read from the data)."""
-        n = max(int(np.sum(np.asarray(self.mask))), 1)
+        n = max(int(self.real().sum()), 1)
         return jax.tree.map(lambda values: jnp.asarray(np.asarray(values)[:n]), self)
 
     def keep(self, mask: Bool[Array, " E"]) -> Interactions:
@@ -168,9 +168,13 @@ class Interactions:
         """The events at the given positions or where a mask holds, without padding (host only)."""
         chosen = np.asarray(chosen)
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else np.sort(chosen)
-        if rows.size == 0:
-            return self.keep(jnp.zeros(self.capacity, bool)).trim()
-        return jax.tree.map(lambda values: jnp.asarray(np.asarray(values)[rows]), self)
+        rows = rows[self.real()[rows]]
+        picked = jax.tree.map(lambda values: jnp.asarray(np.asarray(values)[rows]), self)
+        return picked if rows.size else picked.pad(1)
+
+    def real(self) -> np.ndarray:
+        """`mask` in NumPy, for host code (an eager jnp operation compiles anew for every size)."""
+        return np.asarray(self.weight) > 0
 
     # ---------------------------------------------------------------- host: in and out
 
@@ -286,7 +290,7 @@ class Interactions:
         """The real events as a pandas frame with columns user, item, weight (and time)."""
         import pandas as pd
 
-        real = np.asarray(self.mask)
+        real = self.real()
         columns = {"user": self.user, "item": self.item, "weight": self.weight, "time": self.time}
         return pd.DataFrame({k: np.asarray(v)[real] for k, v in columns.items() if v is not None})
 
@@ -294,7 +298,7 @@ class Interactions:
         """The (U, I) matrix of weights in SciPy's compressed rows."""
         import scipy.sparse
 
-        real = np.asarray(self.mask)
+        real = self.real()
         at = np.asarray(self.user)[real], np.asarray(self.item)[real]
         return scipy.sparse.csr_matrix((np.asarray(self.weight)[real], at), shape=(self.users, self.items))
 
@@ -304,7 +308,7 @@ class Interactions:
             return f"Interactions({sizes}, {self.track}, traced)"
         if np.ndim(self.weight) != 1:
             return f"Interactions({sizes}, {self.track}, batch of {np.shape(self.weight)})"
-        n = np.sum(np.asarray(self.weight) > 0)
+        n = self.real().sum()
         padded = "" if n == self.capacity else f", capacity {self.capacity}"
         return f"Interactions({sizes}, {n} events, {self.track}{padded})"
 
