@@ -255,6 +255,5 @@ def _differences(then: Any, now: Any, where: str = "") -> list[str]:
 def _strong(leaf: Any) -> Array:
     """The leaf as an array without weak type."""
     leaf = jnp.asarray(leaf)
-    return (
-        lax.convert_element_type(leaf, leaf.dtype) if getattr(leaf, "weak_type", False) else leaf
-    )  # keys have none
+    weak = getattr(leaf, "weak_type", False)  # a typed key does not know the word
+    return lax.convert_element_type(leaf, leaf.dtype) if weak else leaf
