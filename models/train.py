@@ -192,6 +192,6 @@ def _check_params(model: Recommender, params0: Params, users: int, items: int, f
     have, want = (jax.tree.map(jnp.shape, tree) for tree in (params0, expected))
     if have != want:
         raise ValueError(
-            f"fit: params0 has shapes {have}; {model.name} on {users} users, {items} items and {fakes} fakes has {want}. "
+            f"fit: params0 has shapes {have}; {model.name} with {users} + {fakes} users and {items} items has {want}. "
             "models.train.grow adds rows for new users"
         )
