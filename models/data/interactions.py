@@ -128,10 +128,12 @@ class Interactions:
             )
 
         # NumPy where it can be: an eager jnp.pad would compile anew for every size.
-        pad = np.pad if is_concrete(self.weight) else jnp.pad
+        concrete = is_concrete(self.weight)
 
         def fill(values: Array, value: int) -> Array:
-            return jnp.asarray(pad(values, (0, extra), constant_values=value))
+            if not concrete:
+                return jnp.pad(values, (0, extra), constant_values=value)
+            return jax.device_put(np.pad(values, (0, extra), constant_values=value))
 
         return replace(
             self,
@@ -144,7 +146,7 @@ class Interactions:
     def trim(self) -> Interactions:
         """The same events without padding (host only: the new size is read from the data)."""
         n = max(int(self.real().sum()), 1)
-        return jax.tree.map(lambda values: jnp.asarray(np.asarray(values)[:n]), self)
+        return jax.tree.map(lambda values: jax.device_put(np.asarray(values)[:n]), self)
 
     def keep(self, mask: Bool[Array, " E"]) -> Interactions:
         """Only the events where `mask` holds, in the same capacity; works under `jit`.
@@ -169,7 +171,7 @@ class Interactions:
         chosen = np.asarray(chosen)
         rows = np.flatnonzero(chosen) if chosen.dtype == bool else np.sort(chosen)
         rows = rows[self.real()[rows]]
-        picked = jax.tree.map(lambda values: jnp.asarray(np.asarray(values)[rows]), self)
+        picked = jax.tree.map(lambda values: jax.device_put(np.asarray(values)[rows]), self)
         return picked if rows.size else picked.pad(1)
 
     def real(self) -> np.ndarray:
@@ -227,10 +229,10 @@ class Interactions:
         columns = checks.events(user, item, weight, time, users, items, track, duplicates)
         # From here on the arrays are right; an empty record keeps one slot of padding so no array has size 0.
         made = cls(
-            user=jnp.asarray(columns.user, jnp.int32),
-            item=jnp.asarray(columns.item, jnp.int32),
-            weight=jnp.asarray(columns.weight, jnp.float32),
-            time=None if columns.time is None else jnp.asarray(columns.time, jnp.int32),
+            user=jax.device_put(columns.user.astype(np.int32)),  # jnp.asarray would compile for each size
+            item=jax.device_put(columns.item.astype(np.int32)),
+            weight=jax.device_put(columns.weight.astype(np.float32)),
+            time=None if columns.time is None else jax.device_put(columns.time.astype(np.int32)),
             users=columns.users,
             items=columns.items,
             track=columns.track,

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from models.data.interactions import Interactions, is_concrete
+from models.data.split import generator
 
 _REDRAWS = 200
 
@@ -147,3 +148,71 @@ def _toy(
     weight = jnp.where(failed, jnp.nan, train.weight)
     train = Interactions(train.user, train.item, weight, None, users, items)
     return Toy(train, test, initial, jnp.int32(0))
+
+
+def zipf(
+    key: Key[Array, ""] | int,
+    *,
+    users: int,
+    items: int,
+    density: float = 0.01,
+    topics: int = 16,
+    exponent: float = 0.8,
+    taste: float = 1.5,
+) -> Interactions:
+    """Clicks of the size and shape of real data, for benchmarks; drawn on the host in `O(E log E)`.
+
+    Users have log-normal activity and a favorite of `topics` topics, from which 7 of 10 clicks come. Within a topic
+    `P(i) ~ rank_i^-exponent exp(taste g_ti)`, g standard normal: popularity follows Zipf's law and the expected
+    matrix has rank `topics`, so there is something to learn.
+
+    Args:
+        key: seed or typed JAX key.
+        users, items: sizes U, I.
+        density: share of cells that are clicks, in (0, 0.3]; exactly `round(density U I)` events are made.
+        topics, exponent, taste: as above.
+
+    Raises:
+        ValueError: a size, density or exponent out of range.
+
+    >>> zipf(0, users=50, items=40, density=0.1)
+    Interactions(50 users x 40 items, 200 events, implicit)
+    """
+    for name, value in (("users", users), ("items", items), ("topics", topics)):
+        if value < 1:
+            raise ValueError(f"zipf({name}={value}): expected at least 1")
+    events = round(density * users * items)
+    if not 0 < density <= 0.3 or events < 1:
+        raise ValueError(
+            f"zipf(density={density}): expected a share in (0, 0.3] that gives at least one event"
+        )
+    if exponent < 0 or taste < 0:
+        raise ValueError(f"zipf(exponent={exponent}, taste={taste}): expected numbers >= 0")
+    rng = generator(key)
+    activity = np.cumsum(np.minimum(rng.lognormal(0, 1, users), 10.0))
+    favorite = rng.integers(0, topics, users)
+    popularity = -exponent * np.log(rng.permutation(items) + 1)
+    law = np.cumsum(np.exp(popularity + taste * rng.normal(size=(topics, items))), axis=1)
+    law /= law[:, -1:]
+    pairs = np.empty(0, np.int64)
+    attempt = 0
+    while pairs.size < events:
+        wanted = math.ceil(1.3 * (events - pairs.size)) + 16
+        user = np.minimum(np.searchsorted(activity, rng.random(wanted) * activity[-1]), users - 1)
+        topic = np.where(rng.random(wanted) < 0.7, favorite[user], rng.integers(0, topics, wanted))
+        if attempt < 20:
+            item = _draw_items(law, topic, rng.random(wanted))
+        else:  # popular cells are full: spread the rest evenly
+            user, item = rng.integers(0, users, wanted), rng.integers(0, items, wanted)
+        pairs = np.union1d(pairs, user * items + item)
+        attempt += 1
+    pairs = rng.choice(pairs, events, replace=False, shuffle=False)
+    return Interactions.from_arrays(pairs // items, pairs % items, users=users, items=items, track="implicit")
+
+
+def _draw_items(law: np.ndarray, topic: np.ndarray, uniform: np.ndarray) -> np.ndarray:
+    item = np.empty(topic.size, np.int64)
+    for t in range(law.shape[0]):
+        here = topic == t
+        item[here] = np.searchsorted(law[t], uniform[here])
+    return np.minimum(item, law.shape[1] - 1)

@@ -26,6 +26,7 @@ from models.data import (
     strata,
     toy,
 )
+from models.data.synthetic import zipf
 
 GOOD = "1\t10\t5\t100\n1\t11\t3\t101\n2\t10\t4\t102\n"
 GZIP = gzip.compress(("\n".join(f"{n}\t{n % 7}\t3\t{n * n}" for n in range(9000))).encode(), mtime=0)
@@ -286,6 +287,7 @@ CALLS = {
     "strata of a matrix": (lambda: strata(np.ones((2, 2))), ValueError, "one number an item"),
     "toy: sizes": (lambda: toy(jax.random.key(0), users=0), ValueError, "users=0"),
     "toy: threshold": (lambda: toy(jax.random.key(0), threshold=1e3), ValueError, "lower the threshold"),
+    "zipf: density": (lambda: zipf(0, users=9, items=9, density=0.9), ValueError, r"share in \(0, 0.3\]"),
     "toy: capacity": (lambda: toy(jax.random.key(0), capacity=10), ValueError, "does not fit capacity=10"),
 }
 

@@ -7,7 +7,7 @@ import scipy.integrate
 import scipy.stats
 
 from models.data import toy
-from models.data.synthetic import expected_density
+from models.data.synthetic import expected_density, zipf
 
 
 @pytest.fixture(scope="module")
@@ -68,5 +68,31 @@ def test_rows_without_a_positive_are_drawn_again():
     assert expected_density(3, 4.0) * 10 < 0.8  # about half the rows are empty at the first draw
     assert np.asarray(data.initial).any(1).all()
     assert int(data.test.count) == 300
-    traced = jax.jit(lambda key: toy(key, users=300, items=10, rank=3, threshold=4.0, capacity=8))
+
+
+def test_toy_beyond_its_capacity_is_nan_in_a_trace():
+    traced = jax.jit(lambda key: toy(key, users=30, fakes=1, items=10, rank=3, threshold=1.0, capacity=8))
     assert np.isnan(traced(jax.random.key(0)).train.weight).all()
+
+
+def test_zipf_has_the_size_and_shape_asked_for():
+    data = zipf(3, users=600, items=500, density=0.03).validate()
+    counts = np.sort(np.asarray(data.popularity()))[::-1]
+    assert data.capacity == round(0.03 * 600 * 500)
+    assert counts[:25].sum() > 0.2 * counts.sum()  # 5% of the items hold more than a fifth of the clicks
+    again = zipf(jax.random.key(3), users=600, items=500, density=0.03)
+    assert all(np.array_equal(a, b) for a, b in zip(jax.tree.leaves(data), jax.tree.leaves(again)))
+
+
+def test_zipf_tastes_can_be_learned():
+    def leading(taste):
+        x = np.asarray(zipf(3, users=600, items=500, density=0.06, topics=4, taste=taste).dense())
+        expected = x.sum(1, keepdims=True) * x.sum(0) / x.sum()  # by activity and popularity alone
+        return np.linalg.svd((x - expected) / np.sqrt(expected + 1e-9), compute_uv=False)[:3].min()
+
+    assert leading(1.5) > 1.15 * leading(0.0)
+
+
+def test_zipf_fills_dense_corners():
+    data = zipf(0, users=30, items=20, density=0.3, exponent=3.0, topics=2).validate()
+    assert data.capacity == 180
