@@ -30,7 +30,7 @@ class Batch(NamedTuple):
 
 
 class Ctx(NamedTuple):
-    """What a loss is told of its step: a fresh `key`, the `step` number from 0, the `batch` (None: all), `aux` state."""
+    """What a loss is told of its step: a fresh `key`, its number `step`, the `batch` (None: all), the `aux` state."""
 
     key: Any
     step: Any

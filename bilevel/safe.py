@@ -212,10 +212,11 @@ def _apply(equation, args):
     closed = _closed(params)
     if closed is not None and name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
         return _evaluate(closed.jaxpr, closed.consts, args)
-    if name == "custom_vjp_call":  # its own derivative rule is to be kept, so it is called as a whole
-        single = jex.Jaxpr((), equation.invars, equation.outvars, [equation], equation.effects)
-        return jex.jaxpr_as_fun(jex.ClosedJaxpr(single, ()))(*args)
-    out = equation.primitive.bind(*args, **params)
+    bound = equation.primitive.get_bind_params(
+        params
+    )  # functions the primitive takes, such as a custom derivative rule
+    subfuns, params = bound if isinstance(bound, tuple) else ((), bound)  # a pair before jax 0.10
+    out = equation.primitive.bind(*subfuns, *args, **params)
     return out if equation.primitive.multiple_results else [out]
 
 

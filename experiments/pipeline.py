@@ -1,0 +1,128 @@
+"""From a data set to numbers: split, choose targets, craft, inject, train the victim, judge.
+
+    data -split-> train, test;  attack(key, train, targets) -> Profiles;  victim trained on train + Profiles
+    -> metrics on real users
+
+All methods of a repetition share its split, its targets and the victim's initial parameters, so that
+differences are paired.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from models.data import Interactions, Profiles, random_events, revadv_split, toy
+from models.evaluation import evaluate
+from models.recommender import Recommender
+from models.train import Fitted, fit
+
+
+class Case(NamedTuple):
+    """What an attack faces in one repetition.
+
+    Attributes:
+        train, test: interactions of the real users; the attacker and the victim see `train`.
+        targets: ids of the items to promote, `(T,)`.
+        initial: fake rows to start from, `(F, I)`; None: the attack's own.
+        key: the repetition's key; `keys` draws one for each purpose.
+    """
+
+    train: Interactions
+    test: Interactions
+    targets: Int[Array, " T"]
+    initial: Float[Array, "F I"] | None
+    key: Key[Array, ""]
+
+    @property
+    def keys(self) -> dict[str, Key[Array, ""]]:
+        """One key a purpose: the attack's draws, and the victim's initial parameters and batches."""
+        craft, victim = jax.random.split(jax.random.fold_in(self.key, 1))
+        return {"attack": craft, "victim": victim}
+
+
+def toy_case(seed: int) -> Case:
+    """The paper's toy data of a seed: 900 users, 300 items, 100 generated rows to start from, target item 0.
+
+    >>> toy_case(0).train.users
+    900
+    """
+    key = jax.random.key(seed)
+    data = toy(jax.random.fold_in(key, 0))
+    return Case(data.train, data.test, data.targets, data.initial, key)
+
+
+def make_case(data: Interactions, seed: int, targets: Int[Array, " T"], split: str = "revadv") -> Case:
+    """A repetition on real data.
+
+    Args:
+        data: all interactions, track "implicit".
+        seed: decides the split and everything drawn later.
+        targets: ids of the items to promote.
+        split: "revadv": 20% of each user's events held out; "rapu": 80/10/10 over all events (the 10% for
+          validation are not used).
+
+    Raises:
+        ValueError: unknown split.
+    """
+    key = jax.random.key(seed)
+    if split == "revadv":
+        parts = revadv_split(data, jax.random.fold_in(key, 0))
+    elif split == "rapu":
+        parts = random_events(data, jax.random.fold_in(key, 0))
+    else:
+        raise ValueError(f"split={split!r}; expected 'revadv' or 'rapu'")
+    return Case(parts.train, parts.test, jnp.asarray(targets), None, key)
+
+
+def judge(
+    victim: Recommender, case: Case, profiles: Profiles | None = None, *, k: int = 50
+) -> dict[str, Any]:
+    """Train a victim on the real data, with the profiles injected if given, and judge it on the real users.
+
+    Args:
+        victim: the recommender under attack.
+        case: the repetition.
+        profiles: fake users, None for the clean victim. Its initial parameters of the real users are the same
+          either way.
+        k: list length.
+
+    Returns:
+        target `hr_any` and `hr_mean`, test `recall`, `ndcg` and `hr_test`, all at k; `seconds` of training.
+    """
+    began = time.perf_counter()
+    rows = None if profiles is None else jnp.asarray(profiles.to_rows(), jnp.float32)
+    fitted = jax.block_until_ready(fit(victim, case.train, case.keys["victim"], fakes_rows=rows))
+    seconds = time.perf_counter() - began
+    scores = jax.tree_util.Partial(
+        Fitted.scores, fitted
+    )  # one compilation for all trained parameters of this model
+    found = evaluate(scores, case.train, test=case.test, targets=case.targets, k=k)
+    names = ("hr_any", "hr_mean", "hr_worst", "recall", "ndcg", "hr_test")
+    return {name: float(np.asarray(getattr(found, name))) for name in names} | {"seconds": seconds}
+
+
+def profile_facts(profiles: Profiles, train: Interactions) -> dict[str, float]:
+    """What a defender would look at first: clicks per profile, their popularity, how alike the profiles are.
+
+    Returns:
+        `clicks`: mean clicks per fake user; `popularity`: mean training clicks of the items clicked (targets
+        included); `similarity`: mean cosine between two fake users (NaN for fewer than two).
+    """
+    rows = np.asarray(profiles.to_rows(), dtype=float)
+    popularity = np.asarray(train.popularity())
+    unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    count = len(rows)
+    similarity = (
+        ((unit @ unit.T).sum() - np.square(unit).sum()) / (count * (count - 1)) if count > 1 else np.nan
+    )
+    return {
+        "clicks": float(rows.sum(1).mean()) if count else 0.0,
+        "popularity": float((rows @ popularity).sum() / max(rows.sum(), 1.0)),
+        "similarity": float(similarity),
+    }

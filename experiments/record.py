@@ -1,0 +1,107 @@
+"""Records: one small JSON file a cell, written at once and never half; tables are made from records only.
+
+A cell is a spec in terms of JSON: which study, which arguments, which seed. Its file is named by a hash of
+the spec, so that a killed study continues where it stopped and two workers on one folder lose or double
+nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bilevel.atomic import plain, write_json_atomic
+from bilevel.devices import environment, peak_rss
+
+VERSION = 1
+_PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "lineax")
+
+
+class Record(NamedTuple):
+    """One finished cell: `spec` asked for it, `result` came out, `about` says on what it ran."""
+
+    spec: dict[str, Any]
+    result: dict[str, Any]
+    about: dict[str, Any]
+
+
+class Records:
+    """The records of a folder.
+
+    Args:
+        folder: where the files lie; made when the first record is written.
+
+    >>> import tempfile
+    >>> records = Records(tempfile.mkdtemp())
+    >>> records.put({"study": "demo", "seed": 0}, {"hr": 0.5})
+    >>> records.get({"seed": 0, "study": "demo"}).result
+    {'hr': 0.5}
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.folder = Path(folder)
+
+    def path(self, spec: Mapping[str, Any]) -> Path:
+        """The file of a cell."""
+        text = json.dumps(plain(dict(spec)), sort_keys=True)
+        return (
+            self.folder / f"{spec.get('study', 'cell')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}.json"
+        )
+
+    def get(self, spec: Mapping[str, Any]) -> Record | None:
+        """The record of a cell, None if it has not been run."""
+        path = self.path(spec)
+        return _read(path) if path.exists() else None
+
+    def put(self, spec: Mapping[str, Any], result: Mapping[str, Any]) -> None:
+        """Write a finished cell, with versions, device and peak memory."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        body = {
+            "version": VERSION,
+            "spec": plain(dict(spec)),
+            "result": plain(dict(result)),
+            "about": about(),
+        }
+        write_json_atomic(self.path(spec), body)
+
+    def __iter__(self) -> Iterator[Record]:
+        """All records, in the order of their file names."""
+        return (_read(path) for path in sorted(self.folder.glob("*-????????????.json")))
+
+    def select(self, **wanted: Any) -> list[Record]:
+        """The records whose spec has these values."""
+        return [
+            record for record in self if all(record.spec.get(name) == value for name, value in wanted.items())
+        ]
+
+
+def about() -> dict[str, Any]:
+    """On what this process runs: versions, device, peak memory so far in bytes.
+
+    >>> sorted(about())
+    ['device', 'peak_rss', 'python', 'versions']
+    """
+    versions = {name: metadata.version(name) for name in _PACKAGES}
+    return {
+        "device": environment(),
+        "peak_rss": peak_rss(),
+        "python": platform.python_version(),
+        "versions": versions,
+    }
+
+
+def _read(path: Path) -> Record:
+    try:
+        body = json.loads(path.read_text())
+        if body["version"] != VERSION:
+            raise ValueError(
+                f"{path}: a record of version {body['version']}, this code reads {VERSION}; run the cell again"
+            )
+        return Record(body["spec"], body["result"], body["about"])
+    except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a record ({error!r}); delete it and run the cell again") from error

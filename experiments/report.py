@@ -1,0 +1,110 @@
+"""Tables and pictures, from records only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from models.evaluation import bootstrap
+
+
+def interval(values: Sequence[float], digits: int = 3) -> str:
+    """Median and 95% bootstrap interval of the median, as text; the value alone where there is one.
+
+    >>> interval([0.5])
+    '0.500'
+    >>> interval([0.5, 0.5, 0.5])
+    '0.500 [0.500, 0.500]'
+    """
+    values = [value for value in values if value == value]  # NaN: not measured
+    if not values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    found = bootstrap(np.asarray(values), statistic="median")
+    return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A GitHub table.
+
+    >>> print(markdown(["a", "b"], [["1", "2"]]))
+    | a | b |
+    |---|---|
+    | 1 | 2 |
+    """
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(
+        "| " + " | ".join(line) + " |" if line[0] != "---" else "|" + "|".join(line) + "|" for line in lines
+    )
+
+
+def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
+    """Print a table, numbers to the right, notes below."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for number, name in enumerate(header):
+        table.add_column(name, justify="left" if number == 0 else "right")
+    for row in rows:
+        table.add_row(*row)
+    console = Console()
+    console.print(table)
+    for note in notes:
+        console.print(f"[dim]{note}[/dim]")
+
+
+def figure(rows: int = 1, columns: int = 1, width: float = 5.0, height: float = 3.4) -> tuple[Any, Any]:
+    """A figure and its axes in the project's plain style, drawn without a display."""
+    import matplotlib
+
+    matplotlib.use("Agg", force=False)
+    import matplotlib.pyplot as plt
+
+    made, axes = plt.subplots(
+        rows, columns, figsize=(width * columns, height * rows), layout="constrained", squeeze=False
+    )
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.grid(alpha=0.25, linewidth=0.6)
+    return made, axes
+
+
+def save(made: Any, path: str | Path) -> Path:
+    """Write a figure as PNG and give the path back."""
+    import matplotlib.pyplot as plt
+
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    made.savefig(path, dpi=130)
+    plt.close(made)
+    return path
+
+
+def curves(
+    axis: Any, series: Mapping[str, Sequence[Sequence[float]]], *, x: Sequence[float] | None = None
+) -> None:
+    """Median lines with the band between the quartiles, one a name; each series is (repetitions, points)."""
+    for name, values in series.items():
+        array = np.asarray(values, dtype=float)
+        at = np.arange(array.shape[1]) if x is None else np.asarray(x)
+        line = axis.plot(at, np.median(array, axis=0), label=name, linewidth=1.8)[0]
+        if len(array) > 1:
+            low, high = np.quantile(array, [0.25, 0.75], axis=0)
+            axis.fill_between(at, low, high, color=line.get_color(), alpha=0.18, linewidth=0)
+
+
+def bars(
+    axis: Any, names: Sequence[str], values: Sequence[Sequence[float]], *, reference: float | None = None
+) -> None:
+    """Median bars with a dot for every repetition; `reference` draws a dashed line (the clean value)."""
+    for number, repetitions in enumerate(values):
+        axis.bar(number, np.median(repetitions), width=0.62, alpha=0.75)
+        axis.plot([number] * len(repetitions), repetitions, "k.", markersize=4, alpha=0.6)
+    axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+    if reference is not None:
+        axis.axhline(reference, color="k", linewidth=1, linestyle="--", alpha=0.6)

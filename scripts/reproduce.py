@@ -1,0 +1,86 @@
+"""Reproduce a study: run the cells that have no record yet, then print the table and draw the picture from
+the records.
+
+    python scripts/reproduce.py --list
+    python scripts/reproduce.py revadv-toy-wrmf --quick
+    python scripts/reproduce.py revadv-movielens --hours 1
+
+Records are small JSON files under experiments/records/ (or --records FOLDER); a killed run goes on where it
+stopped. The table is also written as markdown, the picture as PNG, under docs/results/ (or --out FOLDER).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def main(
+    study: Annotated[str, tyro.conf.Positional] = "",
+    /,
+    *,
+    list: bool = False,
+    quick: bool = False,
+    report_only: bool = False,
+    hours: float | None = None,
+    records: Path | None = None,
+    out: Path | None = None,
+) -> None:
+    """Run a study and show its table.
+
+    Args:
+        study: name of the study, see --list.
+        list: print the studies with their cells and rough minutes, and stop.
+        quick: a few cells, minutes on 2 cores; its records lie apart and its table says that it is partial.
+        report_only: no cell is run; the table is made from the records there are.
+        hours: stop before the cell that would not fit.
+        records: folder of the records; default experiments/records/STUDY (quick: runs/quick/STUDY).
+        out: folder of the table and the picture; default docs/results (quick: runs/quick).
+    """
+    from experiments import report
+    from experiments.papers import STUDIES
+    from experiments.record import Records
+    from experiments.study import work
+
+    if list or not study:
+        rows = [
+            [s.name, s.title, str(len(s.cells(False))), f"{s.minutes[0]:g} / {s.minutes[1]:g}"]
+            for s in STUDIES.values()
+        ]
+        report.show("studies", ["name", "what", "cells", "minutes (full / quick)"], rows)
+        return
+    if study not in STUDIES:
+        raise SystemExit(f"no study {study!r}; there are: {', '.join(STUDIES)}")
+    chosen = STUDIES[study]
+    base = ROOT / "runs" / "quick" if quick else None
+    store = Records(records or (base / study if base else ROOT / "experiments" / "records" / study))
+    folder = out or base or ROOT / "docs" / "results"
+    missing = 0 if report_only else work(chosen, store, quick=quick, hours=hours, say=print)
+    wanted = {store.path(spec) for spec in chosen.cells(quick)}
+    found = [record for record in store if store.path(record.spec) in wanted]
+    if not found:
+        raise SystemExit(f"{study}: no records in {store.folder}; run it without --report-only first")
+    made = chosen.report(found, folder)
+    partial = (
+        f" (partial: {len(found)} of {len(wanted)} cells)"
+        if missing or len(found) < len(wanted) or quick
+        else ""
+    )
+    report.show(made.title + partial, made.header, made.rows, made.notes)
+    text = [f"# {made.title}{partial}", "", report.markdown(made.header, made.rows), ""]
+    text += [f"- {note}" for note in made.notes] + [""] + [f"![{p.stem}]({p.name})" for p in made.pictures]
+    text += [
+        "",
+        f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records.",
+        "",
+    ]
+    (folder / f"{study}.md").write_text("\n".join(text))
+    print(f"written: {folder / f'{study}.md'}, {', '.join(map(str, made.pictures))}")
+
+
+if __name__ == "__main__":
+    tyro.cli(main, description=__doc__)
