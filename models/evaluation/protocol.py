@@ -18,6 +18,7 @@ ranked by counting and only the test metrics need the lists themselves.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -95,9 +96,8 @@ def evaluate(
         recall@K  = mean_u |top_K(u) ∩ test_u| / |test_u|
 
     A pure function: `jax.jit` it, `jax.vmap` it over target sets or over what `scores` closes over (models).
-    Called as it is, it compiles anew for every new function; give `scores` as
-    `jax.tree_util.Partial(model.scores, params, x, data)` and it is compiled once for all parameters of that
-    model.
+    `fitted.scores`, or any `jax.tree_util.Partial` of arrays, is compiled once for all parameters of a model; a
+    lambda is compiled at every call.
 
     Args:
         scores: ids of real users (B,) -> scores (B, I), any float type, higher is better; written in
@@ -138,8 +138,19 @@ def evaluate(
     if targets is not None:
         targets = jnp.asarray(targets, jnp.int32)
     choices = _Choices(ks, isinstance(k, tuple), block, users, ties, per_user)
+    scores = _as_partial(scores)
     run = _run_compiled if isinstance(scores, jax.tree_util.Partial) else _run
     return run(scores, train, test, targets, choices)
+
+
+def _as_partial(scores: Scores) -> Scores:
+    """A method of a record of arrays, such as `fitted.scores`, as a `Partial`: `jit` can take that as an argument."""
+    owner = getattr(scores, "__self__", None)
+    if not inspect.ismethod(scores) or jax.tree_util.all_leaves([owner]):
+        return scores
+    if not all(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(owner)):
+        return scores
+    return jax.tree_util.Partial(scores.__func__, owner)
 
 
 class _Choices(NamedTuple):

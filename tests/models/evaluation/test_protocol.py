@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -267,6 +268,28 @@ def test_a_partial_is_compiled_once_for_all_parameters(world):
     assert len(traces) == before + 1  # the shape check looks at it, nothing is compiled
     assert_equal(again, evaluate(lambda u: -table[u], train, targets=targets[::-1], k=5))
     assert float(again.target_rank) != float(first.target_rank)
+
+
+ASKED = []
+
+
+class Trained(NamedTuple):
+    """A record of arrays with a method, as `models.train.Fitted`."""
+
+    table: jax.Array
+
+    def scores(self, users):
+        ASKED.append(users)
+        return self.table[users]
+
+
+def test_a_method_of_a_fitted_model_is_compiled_once_too(world):
+    table, train, _, targets = world
+    evaluate(Trained(table).scores, train, targets=targets, k=5)
+    before = len(ASKED)
+    again = evaluate(Trained(-table).scores, train, targets=targets, k=5)
+    assert len(ASKED) == before + 1  # the shape check
+    assert_equal(again, evaluate(lambda u: -table[u], train, targets=targets, k=5))
 
 
 def test_nan_scores_give_nan_and_only_unseen_ones_count(world):
