@@ -5,9 +5,24 @@ from bilevel.layout import check_layout
 
 check_layout("models", models.__file__)  # a models.py beside a notebook would shadow ours: better named here
 
-from attacks.attack import Attack, check
+from attacks.attack import Attack
+from attacks.checks import check
+from attacks.driver import Run, run
 from attacks.heuristic import random, top_popular
 from attacks.objective import promotion
+from attacks.presets import revadv_preset
+from attacks.revadv import revadv
 from attacks.threat import ThreatModel
 
-__all__ = ["Attack", "ThreatModel", "check", "promotion", "random", "top_popular"]
+__all__ = [
+    "Attack",
+    "Run",
+    "ThreatModel",
+    "check",
+    "promotion",
+    "random",
+    "revadv",
+    "revadv_preset",
+    "run",
+    "top_popular",
+]

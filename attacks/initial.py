@@ -1,22 +1,23 @@
 """Fake rows a learned attack starts from.
 
 RevAdv starts from copies of real users who clicked little (Tang, Wen, Wang, RecSys 2020, released code). Its code
-shuffles the users and then takes the first ones anyway; `copied_rows` offers both. The copies are then brought
-within the budget, so that the very first iterate is already a legal answer.
+shuffles the users and then takes the first ones anyway; `copied_rows` offers both. They are then brought within
+the budget (`attacks.feasible`), so that the very first iterate is already a legal answer.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
-from bilevel.project import column_mask, topk
+from attacks.checks import check_rows
 from models.data import Interactions
 
 Rule = Literal["random_users", "first"]
+Initial = Literal["random_users", "first", "given"]
 
 
 def copied_rows(
@@ -56,43 +57,53 @@ def copied_rows(
     # Only the copied users' events are written: a real set as users x items would not fit in memory.
     row = jnp.where(train.mask & (rank[train.user] < copies), rank[train.user], copies)
     rows = jnp.zeros((copies, train.items)).at[row, train.item].set(1.0, mode="drop")
-    return rows[jnp.arange(fakes) % jnp.clip(jnp.sum(fits), 1, copies)]
+    usable = jnp.where(jnp.any(fits), jnp.sum(fits), jnp.sum(held > 0))
+    return rows[jnp.arange(fakes) % jnp.clip(usable, 1, copies)]
 
 
-def feasible(
+def start(
+    rows: Float[Array, "F I"] | None,
+    initial: Initial | Float[Array, "F I"],
     key: Key[Array, ""],
-    rows: Float[Array, "F I"],
-    targets: Int[Array, " T"],
+    train: Interactions,
+    fakes: int,
     *,
-    budget: int | None,
-    click_targets: bool,
+    clicks: int,
 ) -> Float[Array, "F I"]:
-    """Rows brought within the budget: of too many non-target clicks a random `budget` are kept.
+    """The rows an attack starts from: those given at the call, else those of its configuration.
 
     Args:
-        key: decides which clicks stay.
-        rows: binary rows, `(F, I)`.
-        targets: ids of the targets, `(T,)`.
-        budget: non-target clicks a row may have, >= 0; `None` keeps all.
-        click_targets: click every target in every row; otherwise the rows' own target clicks stay as they are.
+        rows: rows given at the call, `(F, I)`, or `None`.
+        initial: a rule, `"given"` (the call has to give rows) or rows.
+        key, train, fakes, clicks: as in `copied_rows`.
 
     Returns:
         Binary rows `(F, I)`.
 
-    Reference:
-        None: ours.
-
-    **Differs from the paper:** RevAdv has no budget and projects only after its first step; an iterate that is
-    scored may be returned, so here the first one is legal too.
-
-    >>> rows = feasible(jax.random.key(0), jnp.ones((1, 6)), jnp.array([4]), budget=2, click_targets=True)
-    >>> float(rows.sum()), float(rows[0, 4])
-    (3.0, 1.0)
+    Raises:
+        ValueError: no rows where they have to be given, or configured rows of the wrong shape.
     """
-    target = column_mask(targets, rows.shape[-1])
-    kept = (rows > 0) & ~target
-    if budget is not None:
-        chance = jnp.where(kept, jax.random.uniform(key, rows.shape, rows.dtype), -1.0)
-        kept &= topk(budget, exclude=targets)(chance) > 0
-    on_target = (rows > 0) | click_targets
-    return jnp.where(target, on_target, kept).astype(rows.dtype)
+    chosen = initial if rows is None else rows
+    if isinstance(chosen, str):
+        if chosen == "given":
+            raise ValueError("this attack starts from rows of yours; pass initial=rows when calling it")
+        return copied_rows(key, train, fakes, rule=chosen, clicks=clicks)
+    if jnp.shape(chosen) != (fakes, train.items):
+        raise ValueError(
+            f"initial has shape {jnp.shape(chosen)}; expected ({fakes}, {train.items}), a row for every fake user"
+        )
+    return jnp.asarray(chosen, float)
+
+
+def check_initial(initial: Any) -> None:
+    """Refuse what is neither a rule, nor `"given"`, nor binary rows.
+
+    Raises:
+        ValueError: what was given and what was expected.
+    """
+    if not isinstance(initial, str):
+        check_rows(initial)
+    elif initial not in get_args(Initial):
+        raise ValueError(
+            f"initial is {initial!r}; expected 'random_users', 'first', 'given' or binary rows (F, I)"
+        )

@@ -1,0 +1,236 @@
+"""RevAdv: fake users learned by gradient descent through the surrogate's training.
+
+Tang, Wen, Wang, "Revisiting Adversarially Learned Injection Attacks Against Recommender Systems", RecSys 2020.
+`min_Xh L_adv(R_theta*)` subject to `theta* = argmin L_train(X, R) + L_train(Xh, Rh)` (eqs 1-2), by Algorithm 1:
+
+    X0 <- legal rows
+    for t = 0 .. T-1:
+        theta <- the surrogates trained from the same initial parameters on [X; Xt]
+        g     <- d L_adv / d Xt, estimated exactly, truncated, partially, ...       eqs 4, 6-10
+        score Xt by hr_any@K of theta, keep the best
+        velocity <- momentum velocity + g / |g_row|;   Xt+1 <- Proj(Xt - eta velocity)
+    return the best Xt
+
+The projected (binary) rows are what the surrogate trains on, so what is scored is what is returned.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+import bilevel
+from attacks.attack import Attack
+from attacks.feasible import Kind, Project, feasible, make_projection
+from attacks.initial import Initial, check_initial, start
+from attacks.objective import promotion
+from attacks.surrogate import Differentiate, Estimator, Objective, make_estimator, respond
+from attacks.threat import ThreatModel
+from bilevel.descend import Descend, DescendState, descend
+from bilevel.project import column_mask
+from bilevel.unroll import Memory
+from models.data import Interactions, Profiles
+from models.recommender import Recommender
+
+
+class State(NamedTuple):
+    """What is carried from one outer step to the next: the descent, and the key every training starts from."""
+
+    outer: DescendState
+    key: Key[Array, ""]
+
+
+def revadv(
+    surrogate: Recommender | Sequence[Recommender],
+    *,
+    fakes: int | float,
+    budget: int | None = None,
+    projection: Kind = "threshold",
+    threshold: float | None = None,
+    steps: int = 30,
+    learning_rate: float = 1.0,
+    momentum: float = 0.95,
+    estimator: Estimator | Differentiate = "exact",
+    tau: int | None = None,
+    memory: Memory | None = None,
+    linear: bilevel.LinearSolver | None = None,
+    click_targets: bool = False,
+    normalize_rows: bool = True,
+    initial: Initial | Float[Array, "F I"] = "random_users",
+    initial_clicks: int = 100,
+    k: int = 50,
+    weights: Sequence[float] | None = None,
+    block: int | None = None,
+) -> Attack:
+    """RevAdv: `Xh <- Proj(Xh - eta * velocity)` with the gradient of `L_adv` through the surrogate's training.
+
+    Args:
+        surrogate: the attacker's model of the recommender, or several; their losses are added with `weights`.
+        fakes: number of fake users `F`, or fraction of the real users in (0, 1).
+        budget: non-target items a fake user may click, in `[0, I - T]`; `None`: whatever passes the threshold.
+        projection: `"threshold"`: click what is above `threshold`, and of those at most the `budget` highest;
+            `"topk"`: click the `budget` highest non-targets, always exactly that many.
+        threshold: rho of the threshold projection, finite; default 0.05.
+        steps: outer steps T, >= 1; iterates 0..T-1 are scored, the last update is not made use of.
+        learning_rate: eta > 0.
+        momentum: in [0, 1).
+        estimator, tau, memory, linear: how the training is differentiated, see `attacks.surrogate.make_estimator`.
+        click_targets: every fake user clicks every target. Otherwise target cells are learned like any other; under
+            `"topk"` a target is clicked where it is among the row's `budget + T` highest cells.
+        normalize_rows: divide each fake user's gradient by its norm.
+        initial: `"random_users"` or `"first"`: copies of real users with 1 to `initial_clicks` clicks; binary rows
+            `(F, I)`; or `"given"`: rows are passed when the attack is called. Rows passed at the call always win.
+        initial_clicks: most clicks of a user that is copied, >= 1.
+        k: list length of the hit ratio an iterate is scored by, >= 1.
+        weights: positive weight of each surrogate's loss, default 1 each.
+        block: users the loss scores at once, see `attacks.promotion`.
+
+    Returns:
+        An attack; `knowledge="interactions"`. Its history has `loss` (L_adv), `target_hr` (hr_any@k) and `test_hr`
+        (NaN without a test set) of the surrogate, `grad_norm`, `code` (worst `bilevel.Code`, 0 is fine) and
+        `mean_clicks` of every iterate.
+
+    Raises:
+        TypeError, ValueError: an argument of the wrong kind, out of its range, or without a use here.
+
+    Reference: Tang, Wen, Wang, RecSys 2020, Algorithm 1, eqs 1-10.
+
+    **Differs from the paper:** momentum and normalized gradient rows are in its code only; the rows returned are the
+    best *scored* ones (the code starts the best at 0 and may return nothing); the budget, `"topk"`, legal initial
+    rows, and the implicit and one-step estimates are ours; `threshold` is strict (`>`) as in the code, the text has
+    `>=`; random initial users where the code takes the first (`initial="first"`). A cell going from 0 to 1 is
+    differentiated with the weight of an unobserved cell, as in the code.
+
+    **How it is detected and what mitigates it:** the paper finds the click popularity of the learned profiles hard to
+    tell from that of real users, but in the latent space of other models they lie close together (PCA of Mult-VAE,
+    Fig. 5c), so once a few are known their neighbors are suspect: detectors by profile similarity or PCA use this.
+    Limits on account creation bound `F`; training that a few users cannot sway (adversarial training, trimmed losses)
+    bounds the effect; cold targets are hard to promote (Table 2).
+
+    >>> from models.wrmf import wrmf
+    >>> attack = revadv(wrmf(factors=2, epochs=3), fakes=2, budget=2, projection="topk", steps=2, k=3)
+    >>> train = Interactions.from_dense((jnp.arange(40).reshape(5, 8) % 3 == 0).astype(float))
+    >>> profiles, history = attack.trace(jax.random.key(0), train, jnp.array([1]))
+    >>> profiles.validate(budget=2), history["target_hr"].shape
+    (Profiles(2 fakes x 8 items, implicit, rows), (2,))
+    """
+    config = {**locals()}
+    models = _surrogates(surrogate)
+    for name, value in (("steps", steps), ("k", k), ("initial_clicks", initial_clicks)):
+        _check_count(name, value)
+    for name, value in (("click_targets", click_targets), ("normalize_rows", normalize_rows)):
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} is {value!r}; expected True or False")
+    check_initial(initial)
+    plan = _Plan(
+        threat=ThreatModel(fakes=fakes, budget=budget, knowledge="interactions"),
+        models=models,
+        weights=_weights(weights, len(models)),
+        differentiate=make_estimator(estimator, tau=tau, memory=memory, linear=linear),
+        objective=functools.partial(promotion, block=block),
+        descent=descend(learning_rate, momentum=momentum, normalize_rows=normalize_rows),
+        project=make_projection(projection, threshold=threshold, budget=budget, click_targets=click_targets),
+        click_targets=click_targets,
+        initial=initial,
+        initial_clicks=initial_clicks,
+        k=k,
+    )
+    return Attack("revadv", config, plan.threat, steps, plan.init, plan.step, plan.finish, starts=True)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """The checked settings, and Algorithm 1 in three functions of them."""
+
+    threat: ThreatModel
+    models: tuple[Recommender, ...]
+    weights: tuple[float, ...]
+    differentiate: Differentiate
+    objective: Objective
+    descent: Descend
+    project: Project
+    click_targets: bool
+    initial: Initial | Float[Array, "F I"]
+    initial_clicks: int
+    k: int
+
+    def init(self, key, train: Interactions, targets: Int[Array, " T"], rows=None) -> State:
+        """Legal rows, nothing scored yet."""
+        key_rows, key_cut, key_train = jax.random.split(key, 3)
+        fakes = self.threat.count(train.users)
+        rows = start(rows, self.initial, key_rows, train, fakes, clicks=self.initial_clicks)
+        rows = feasible(key_cut, rows, targets, budget=self.threat.budget, click_targets=self.click_targets)
+        return State(self.descent.init(rows), key_train)
+
+    def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
+        """Train on the current rows, score them, move them."""
+        rows = state.outer.x
+        found = respond(
+            self.models,
+            self.weights,
+            self.differentiate,
+            self.objective,
+            rows,
+            train,
+            targets,
+            state.key,  # the same in every step: the same initial parameters and batches
+            k=self.k,
+            test=test,
+        )
+        outer = self.descent.step(
+            state.outer,
+            found.gradient,
+            found.target_hr,
+            project=lambda x: self.project(x, targets),
+            frozen=column_mask(targets, train.items) if self.click_targets else None,
+        )
+        metrics = {
+            "loss": found.loss,
+            "target_hr": found.target_hr,
+            "test_hr": found.test_hr,
+            "grad_norm": jnp.linalg.norm(found.gradient),
+            "code": found.code,
+            "mean_clicks": jnp.mean(jnp.sum(rows, axis=1)),
+        }
+        return State(outer, state.key), metrics
+
+    def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
+        """The best rows that were scored."""
+        budget = self.threat.budget
+        width = None if budget is None else min(budget + targets.size, train.items)
+        rows = state.outer.best_x
+        return Profiles.from_rows(rows, targets, clicks_targets=self.click_targets, width=width)
+
+
+def _surrogates(surrogate: Any) -> tuple[Recommender, ...]:
+    models = tuple(surrogate) if isinstance(surrogate, Sequence) else (surrogate,)
+    if not models:
+        raise ValueError("surrogate is empty; give at least one recommender")
+    for model in models:
+        if not isinstance(model, Recommender):
+            raise TypeError(f"surrogate is {model!r}; expected a Recommender, such as models.wrmf.wrmf()")
+    return models
+
+
+def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
+    if weights is None:
+        return (1.0,) * count
+    if len(weights) != count:
+        raise ValueError(f"{len(weights)} weights for {count} surrogates; give one for each")
+    for weight in weights:
+        if not (math.isfinite(weight) and weight > 0):
+            raise ValueError(f"weights has {weight!r}; expected finite numbers > 0")
+    return tuple(map(float, weights))
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
+        raise ValueError(f"{name} is {value!r}; expected an integer >= 1")
