@@ -52,7 +52,7 @@ def revadv_split(data: Interactions, key: Key[Array, ""] | int, *, fraction: flo
     """
     _fraction("fraction", fraction)
     n, rank = _shuffled_rank(data, generator(key))
-    # 1e-9: floor(0.3 * 10) must be 3 although 0.3 * 10 may fall just below it.
+    # 1e-9: 29% of 100 events are 29, but 0.29 * 100 falls just below.
     held = rank < np.floor(fraction * n + 1e-9)
     return Split(data.select(~held), None, data.select(held))
 

@@ -138,7 +138,7 @@ def _toy(
     _, rows = jax.lax.while_loop(unfinished, draw, (jnp.int32(0), nothing))
     real, initial = rows[:users], rows[users:].astype(jnp.float32)
 
-    scores = jnp.where(real, jax.random.uniform(key_test, real.shape), -1.0)
+    scores = jnp.where(real, jax.random.uniform(key_test, real.shape, jnp.float32), -1.0)
     held = jnp.argmax(scores, axis=1)  # a uniform choice among the positives of the row
     left = real & (jnp.arange(items) != held[:, None])
     train = Interactions.from_dense(left.astype(jnp.float32), track="implicit", capacity=capacity)

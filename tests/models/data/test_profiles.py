@@ -76,6 +76,13 @@ def test_one_shape_for_many_profiles():
         assert leaves_equal(inject(train, one), jax.tree.map(lambda x, k=k: x[k], batch))
 
 
+def test_vmap_over_data_and_profiles():
+    trains, fakes = [real(0), real(1)], [Profiles.from_rows(rows(k), [k]) for k in range(2)]
+    both = jax.vmap(inject)(*(jax.tree.map(lambda *x: jnp.stack(x), *pair) for pair in (trains, fakes)))
+    for k in range(2):
+        assert leaves_equal(inject(trains[k], fakes[k]), jax.tree.map(lambda x, k=k: x[k], both))
+
+
 def test_width_and_capacity_size_the_result():
     train = real(0)
     fake = np.zeros((F, I), np.float32)

@@ -100,3 +100,9 @@ def test_every_event_is_equally_likely_to_be_held_out():
 def test_floor_is_exact_at_multiples_of_five(n):
     data = Interactions.from_arrays([0] * n, range(n))
     assert int(revadv_split(data, 0).test.count) == n // 5
+
+
+def test_floor_of_a_share_that_rounds_down_in_floating_point():
+    assert 0.29 * 100 < 29
+    data = Interactions.from_arrays([0] * 100, range(100))
+    assert int(revadv_split(data, 0, fraction=0.29).test.count) == 29

@@ -63,6 +63,16 @@ def test_toy_is_pure_and_vmaps_over_keys(draws):
         assert all(np.array_equal(a, b[k]) for a, b in zip(jax.tree.leaves(one), jax.tree.leaves(batch)))
 
 
+def test_toy_is_the_same_in_double_precision_mode():
+    sizes = {"users": 20, "fakes": 4, "items": 12, "rank": 3, "threshold": 1.0}
+    single = toy(jax.random.key(5), **sizes)
+    with jax.enable_x64(True):
+        double = toy(jax.random.key(5), **sizes)
+    for a, b in zip(jax.tree.leaves(single), jax.tree.leaves(double)):
+        assert a.dtype == b.dtype
+        assert np.array_equal(a, b)
+
+
 def test_rows_without_a_positive_are_drawn_again():
     data = toy(jax.random.key(0), users=300, fakes=50, items=10, rank=3, threshold=4.0)
     assert expected_density(3, 4.0) * 10 < 0.8  # about half the rows are empty at the first draw
