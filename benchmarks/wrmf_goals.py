@@ -142,6 +142,7 @@ def _whole(results: Mapping[str, Any]) -> tuple[float, str]:
     note = f", extrapolated from {peer['measured_steps']} outer steps" if peer["extrapolated"] else ""
     text = (
         f"{spent:.1f} s with compilation, {ours['seconds']:.1f} s without; higher {peer['seconds']:.0f} s{note}, "
-        f"{bare['seconds']:.0f} s without the inner evaluations ({bare['seconds'] / spent:.1f}x)"
+        f"{bare['seconds']:.0f} s without the inner evaluations ({bare['seconds'] / spent:.1f}x); "
+        f"{peer['cpu_seconds'] / ours['cpu_seconds']:.1f}x in CPU seconds"
     )
     return peer["seconds"] / spent, text

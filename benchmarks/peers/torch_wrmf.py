@@ -222,6 +222,7 @@ def attack(problem: Problem, outer: int, measured: int, inner_evaluation: bool) 
     users = len(problem.real)
     optimizer = torch.optim.SGD([data], lr=problem.outer_lr, momentum=problem.momentum)
     spent, history = [], []
+    cpu = time.process_time()
     for number in range(measured):
         start = time.perf_counter()
         gradient, scores = outer_step(data, problem, inner_evaluation)
@@ -241,6 +242,7 @@ def attack(problem: Problem, outer: int, measured: int, inner_evaluation: bool) 
         "inner_evaluation": inner_evaluation,
         "seconds_per_outer_step": spent,
         "seconds": float(np.mean(spent)) * outer,
+        "cpu_seconds": (time.process_time() - cpu) / measured * outer,
         "history": history,
     }
 
