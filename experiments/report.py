@@ -53,6 +53,8 @@ def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes
     for row in rows:
         table.add_row(*row)
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=140)  # a log has no width of its own; wrapped headers are hard to search
     console.print(table)
     for note in notes:
         console.print(f"[dim]{note}[/dim]")

@@ -1,0 +1,26 @@
+"""Tables and pictures."""
+
+import numpy as np
+
+from experiments import report
+
+
+def test_interval():
+    assert report.interval([]) == report.interval([float("nan")]) == "-"
+    assert report.interval([0.25]) == "0.250"
+    text = report.interval([0.1, 0.2, 0.3, 0.4, 0.5])
+    assert text.startswith("0.300 [0.1")
+
+
+def test_pictures_are_written(tmp_path):
+    made, axes = report.figure(1, 2)
+    report.curves(axes[0, 0], {"a": np.ones((3, 4))})
+    report.bars(axes[0, 1], ["x", "y"], [[0.1, 0.2], [0.3]], reference=0.15)
+    path = report.save(made, tmp_path / "deep" / "figure.png")
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_show_prints_a_table(capsys):
+    report.show("title", ["name", "value"], [["a", "1"]], ["a note"])
+    printed = capsys.readouterr().out
+    assert all(word in printed for word in ("title", "name", "a note"))
