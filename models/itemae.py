@@ -51,7 +51,8 @@ class AutoEncoder(nnx.Module):
 def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
     bound = inputs**-0.5
     draw = lambda key, shape, dtype, *_: jax.random.uniform(key, shape, dtype, -bound, bound)
-    return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=draw, rngs=rngs)
+    precision = jnp.result_type(float)  # float64 where JAX has it enabled
+    return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=draw, param_dtype=precision, rngs=rngs)
 
 
 def itemae(
