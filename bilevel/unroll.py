@@ -182,12 +182,19 @@ def _segment_length(tau: int, memory: Memory, segments: int | None, label: str) 
             )
         return 1
     if segments is None:
-        return max(1, round(math.sqrt(tau)))
+        return _balanced(tau)
     if not isinstance(segments, int) or not 1 <= segments <= max(tau, 1):
         raise ValueError(
             f"{label}: segments={segments!r}; expected an integer in [1, {max(tau, 1)}], the steps differentiated"
         )
     return -(-tau // segments) if tau else 1
+
+
+def _balanced(steps: int) -> int:
+    """A segment length near `sqrt(steps)`, one that leaves no shorter last segment to compile apart if there is one."""
+    root = max(1.0, math.sqrt(steps))
+    whole = [n for n in range(1, steps + 1) if steps % n == 0 and root / 2.5 <= n <= root * 2.5]
+    return min(whole, key=lambda n: abs(math.log(n / root)), default=round(root))
 
 
 def _advance(inner: Inner, state: InnerState, x, data, key, step):

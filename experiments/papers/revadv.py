@@ -105,7 +105,7 @@ def report_toy(records: list[Record], folder: Path) -> Report:
     notes = [
         "median [95% bootstrap interval of the median] over data seeds; best: the iterate that the attack returns",
         "test HR@10 - clean: mean over outer steps minus that of the surrogate trained without fake users",
-        "HR@10, other start: the same model with the same fake users, trained from other random factors than the attacker's",
+        "HR@10, other start: the same model on the same fake users, from other random factors than the attacker's",
     ]
     return Report(f"RevAdv on the toy data, surrogate {surrogate}", header, rows, notes, [picture])
 
