@@ -16,6 +16,7 @@ import numpy as np
 import attacks
 from attacks.attack import Attack
 from attacks.driver import describe
+from bilevel.atomic import plain
 from experiments.pipeline import Case, judge, make_case, profile_facts, toy_case
 from experiments.record import Record, Records
 from models.data import PUBLISHED, Dataset, Profiles, pick_targets
@@ -30,8 +31,8 @@ class Campaign(NamedTuple):
         attack: how profiles are made.
         victims: recommenders by the name they were given.
         targets: item ids of the data set's own naming, a popularity stratum, or the name of a published set.
-        count: how many targets are drawn from a stratum.
-        split: "revadv" or "rapu".
+        count: how many targets are drawn from a stratum; None: 5.
+        split: "revadv" or "rapu"; None: "revadv".
         k: list length of every metric.
         seeds: one repetition each.
     """
@@ -40,25 +41,38 @@ class Campaign(NamedTuple):
     attack: Attack
     victims: Mapping[str, Recommender]
     targets: str
-    count: int
-    split: str
+    count: int | None
+    split: str | None
     k: int
     seeds: tuple[int, ...]
+
+
+def check(campaign: Campaign) -> None:
+    """Refuse what would be ignored or fail later; draws the first repetition's targets for it.
+
+    Raises:
+        ValueError: a setting the data or the targets have no use for, or unknown targets.
+    """
+    case_of(campaign, campaign.seeds[0])
 
 
 def case_of(campaign: Campaign, seed: int) -> Case:
     """The repetition of a seed: split and targets.
 
     Raises:
-        ValueError: unknown target ids or stratum.
+        ValueError: unknown target ids or stratum; a split or count that has no use here.
     """
     if campaign.data is None:
         if campaign.targets not in ("toy", "0"):
             raise ValueError(
-                f"targets={campaign.targets!r}: the toy data has one target, item 0; leave --targets out"
+                f"targets={campaign.targets!r}: the toy data has one target, item 0; leave it out"
+            )
+        if campaign.split is not None or campaign.count is not None:
+            raise ValueError(
+                "the toy data has its own split and one target: leave out split and target count"
             )
         return toy_case(seed)
-    case = make_case(campaign.data.interactions, seed, np.zeros(1, np.int32), campaign.split)
+    case = make_case(campaign.data.interactions, seed, np.zeros(1, np.int32), campaign.split or "revadv")
     return case._replace(targets=_targets(campaign, case, seed))
 
 
@@ -66,6 +80,9 @@ def _targets(campaign: Campaign, case: Case, seed: int):
     assert campaign.data is not None
     names = [part.strip() for part in campaign.targets.split(",")]
     where = {str(name): number for number, name in enumerate(campaign.data.item_ids.tolist())}
+    drawn = len(names) == 1 and names[0] not in where and names[0] not in PUBLISHED
+    if campaign.count is not None and not drawn:
+        raise ValueError(f"targets={campaign.targets!r} are fixed: leave out the target count")
     if all(name in where for name in names):
         return np.array([where[name] for name in names], np.int32)
     if len(names) > 1:
@@ -73,8 +90,8 @@ def _targets(campaign: Campaign, case: Case, seed: int):
         raise ValueError(
             f"targets: {campaign.data.name} has no item {', '.join(missing)} (ids as in the file)"
         )
-    count = len(PUBLISHED[names[0]]) if names[0] in PUBLISHED else campaign.count
-    return pick_targets(case.train, names[0], count, seed)
+    count = 5 if campaign.count is None else campaign.count
+    return pick_targets(case.train, names[0], count if drawn else len(PUBLISHED[names[0]]), seed)
 
 
 def run(
@@ -125,6 +142,48 @@ def spec_of(campaign: Campaign, seed: int) -> dict[str, Any]:
         "seed": seed,
     }
     return {"study": campaign.attack.name, "data": data, "attack": attack, "victims": victims, **rest}
+
+
+def facts_of(data: Dataset | None) -> dict[str, Any]:
+    """What makes a data set the one it is: its name, checksum and what was done to it, not where the file lies."""
+    if data is None:
+        return {"name": "toy"}
+    return {"name": data.name, **{name: fact for name, fact in data.provenance.items() if name != "file"}}
+
+
+def judge_again(
+    path: Path,
+    data: Dataset | None,
+    victims: Mapping[str, Recommender],
+    k: int | None,
+    say: Callable[[str], None],
+) -> tuple[dict[str, Any], int]:
+    """Judge saved profiles on the repetition they were made for.
+
+    Returns:
+        what `judged` returns, and the list length.
+
+    Raises:
+        ValueError: the data are not those of the file; names what differs.
+    """
+    profiles, meta = Profiles.load(path)
+    spec = meta["spec"]
+    now = plain(facts_of(data))
+    differs = [name for name in sorted({*now, *spec["data"]}) if now.get(name) != spec["data"].get(name)]
+    if differs:
+        pairs = "; ".join(
+            f"{name}: {spec['data'].get(name)!r} then, {now.get(name)!r} now" for name in differs
+        )
+        raise ValueError(f"{path} was made on other data: {pairs}. Give the data options it was made with")
+    k = spec["k"] if k is None else k
+    seed = spec["seed"]
+    again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], k, (seed,))  # type: ignore[arg-type]
+    case = case_of(again, seed)
+    if np.asarray(case.targets).tolist() != meta["targets"]:
+        raise ValueError(
+            f"{path}: its targets are {meta['targets']}, but the data give {case.targets.tolist()}"
+        )
+    return judged(again, case, profiles, say), k
 
 
 def _repetition(

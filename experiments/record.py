@@ -102,6 +102,15 @@ def _read(path: Path) -> Record:
             raise ValueError(
                 f"{path}: a record of version {body['version']}, this code reads {VERSION}; run the cell again"
             )
-        return Record(body["spec"], body["result"], body["about"])
+        return Record(body["spec"], _numbers(body["result"]), body["about"])
     except (json.JSONDecodeError, KeyError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not a record ({error!r}); delete it and run the cell again") from error
+
+
+def _numbers(value: Any) -> Any:
+    """Results hold numbers: what JSON has as null was written as NaN."""
+    if isinstance(value, dict):
+        return {name: _numbers(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_numbers(item) for item in value]
+    return float("nan") if value is None else value

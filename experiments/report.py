@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from models.evaluation import bootstrap
 
 
-def interval(values: Sequence[float], digits: int = 3) -> str:
-    """Median and 95% bootstrap interval of the median, as text; the value alone where there is one.
+def interval(
+    values: Sequence[float], digits: int = 3, statistic: Literal["median", "mean"] = "median"
+) -> str:
+    """Median (or mean) and its 95% bootstrap interval, as text; the value alone where there is one.
 
     >>> interval([0.5])
     '0.500'
@@ -24,7 +26,7 @@ def interval(values: Sequence[float], digits: int = 3) -> str:
         return "-"
     if len(values) == 1:
         return f"{values[0]:.{digits}f}"
-    found = bootstrap(np.asarray(values), statistic="median")
+    found = bootstrap(np.asarray(values), statistic=statistic)
     return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 
 

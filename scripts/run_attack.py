@@ -20,7 +20,6 @@ name are read from BILEVEL_DATA or downloaded.
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from dataclasses import dataclass, field
@@ -46,13 +45,13 @@ class Options:
     """column separator, if it is not to be detected"""
     positive_from: float | None = None
     """ratings of at least this are clicks; default: every rating is one"""
-    split: Literal["revadv", "rapu"] = "revadv"
-    """revadv: 20%% of each user's events are held out; rapu: 80/10/10 over all events"""
+    split: Literal["revadv", "rapu"] | None = None
+    """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events"""
     targets: str | None = None
     """item ids as in the file (12,40), a stratum (head, upper_torso, lower_torso, tail, ...), or a published
     set such as ml-100k/rapu; default head"""
-    target_count: int = 5
-    """targets drawn from a stratum"""
+    target_count: int | None = None
+    """targets drawn from a stratum, default 5"""
 
     attack: str = "revadv"
     """revadv, random or top-popular"""
@@ -86,15 +85,15 @@ class Options:
 
     victim: list[str] = field(default_factory=lambda: ["wrmf"])
     """recommenders under attack, as --surrogate"""
-    k: int = 50
-    """list length of every metric"""
-    seed: int = 0
-    """the first seed"""
-    seeds: int = 1
-    """how many repetitions, paired: every one has its split, targets and initial parameters"""
+    k: int | None = None
+    """list length of every metric; default 50, or the preset's own"""
+    seed: int | None = None
+    """the first seed, default 0"""
+    seeds: int | None = None
+    """how many repetitions, default 1; each has its own split, targets and initial parameters"""
     profiles: Path | None = None
-    """judge these saved profiles against --victim instead of crafting; data, split, targets and seed are those
-    in the file"""
+    """judge these saved profiles against --victim instead of crafting: give the same data options again; split,
+    targets and seed are those in the file"""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
     """where to run"""
     out: Path = Path("runs/attack")
@@ -110,6 +109,7 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     if options.device != "auto":
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
     from experiments import campaign as campaigns
+    from experiments.outcome import present
 
     say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     if options.profiles is not None:
@@ -121,183 +121,107 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     present(records, plan, options.out)
 
 
+ATTACK = (
+    "estimator",
+    "tau",
+    "memory",
+    "budget",
+    "projection",
+    "threshold",
+    "steps",
+    "momentum",
+    "learning_rate",
+)
+CRAFTING = (*ATTACK, "click_targets", "preset", "fakes", "split", "targets", "target_count", "seed", "seeds")
+
+
 def campaign_of(options: Options) -> Any:
     """Every option checked and turned into values, before anything is computed."""
-    import attacks
     from experiments import names
-    from experiments.campaign import Campaign
+    from experiments.campaign import Campaign, check
 
     data = read(options)
-    fakes = (
-        None if options.fakes is None else options.fakes if 0 < options.fakes < 1 else _whole(options.fakes)
+    attack = attack_of(options)
+    seeds = 1 if options.seeds is None else options.seeds
+    if seeds < 1:
+        raise ValueError(f"--seeds {seeds}: expected at least 1")
+    first = options.seed or 0
+    plan = Campaign(
+        data=data,
+        attack=attack,
+        victims={text: names.recommender(text) for text in options.victim},
+        targets=options.targets or ("toy" if data is None else "head"),
+        count=options.target_count,
+        split=options.split,
+        k=options.k or attack.config.get("k", 50),
+        seeds=tuple(range(first, first + seeds)),
     )
-    arguments = {
-        name: getattr(options, name)
-        for name in (
-            "estimator",
-            "tau",
-            "memory",
-            "budget",
-            "projection",
-            "threshold",
-            "steps",
-            "momentum",
-            "learning_rate",
-            "click_targets",
-        )
-    }
-    models = [names.recommender(text) for text in options.surrogate] or None
-    surrogate = models[0] if models and len(models) == 1 else models
-    if options.preset is not None:
-        if options.attack != "revadv":
+    check(plan)
+    return plan
+
+
+def attack_of(options: Options) -> Any:
+    """The attack, with the options it was given and no other."""
+    import attacks
+    from experiments import names
+
+    given = {name: getattr(options, name) for name in (*ATTACK, "click_targets")}
+    given |= {"fakes": _fakes(options.fakes)}
+    models = [names.recommender(text) for text in options.surrogate]
+    surrogate = models[0] if len(models) == 1 else models or None
+    if options.attack != "revadv":
+        if options.preset is not None:
             raise ValueError(
                 f"--preset {options.preset} is RevAdv's; --attack {options.attack} has no presets"
             )
-        changes = {name: value for name, value in {**arguments, "fakes": fakes}.items() if value is not None}
-        attack = attacks.revadv_preset(options.preset, surrogate=surrogate, k=options.k, **changes)
-    else:
-        scored = (
-            {"k": options.k, "surrogate": surrogate}
-            if options.attack == "revadv"
-            else {"surrogate": surrogate}
-        )
-        attack = names.attack(options.attack, fakes=fakes, **scored, **arguments)
-    victims = {text: names.recommender(text) for text in options.victim}
-    targets = options.targets or ("toy" if data is None else "head")
-    seeds = tuple(range(options.seed, options.seed + options.seeds))
-    if not seeds:
-        raise ValueError(f"--seeds {options.seeds}: expected at least 1")
-    return Campaign(data, attack, victims, targets, options.target_count, options.split, options.k, seeds)
+        return names.attack(options.attack, surrogate=surrogate, **given)
+    given |= {"k": options.k}
+    if options.preset is None:
+        return names.attack("revadv", surrogate=surrogate, **given)
+    if len(models) > 1:
+        raise ValueError(f"--preset {options.preset} has one surrogate; leave the preset out for an ensemble")
+    changes = {name: value for name, value in given.items() if value is not None}
+    return attacks.revadv_preset(options.preset, surrogate=surrogate, **changes)
 
 
 def read(options: Options) -> Any:
     """The data set; None for the toy."""
     from models.data import load
 
-    columns = {
-        "user": options.user_column,
-        "item": options.item_column,
-        "rating": options.rating_column,
-        "sep": options.separator,
-    }
+    columns = {"user": options.user_column, "item": options.item_column, "rating": options.rating_column}
+    columns |= {"sep": options.separator, "threshold": options.positive_from}
     given = {name: value for name, value in columns.items() if value is not None}
     if options.data == "toy":
-        if given or options.positive_from is not None:
-            raise ValueError(
-                f"--data toy is drawn from the seed and has no use for {', '.join(given) or '--positive-from'}"
-            )
+        if given:
+            raise ValueError(f"--data toy is drawn from the seed and has no use for {', '.join(given)}")
         return None
-    found = load(options.data, threshold=options.positive_from, **given)
+    found = load(options.data, **given)
     return found.binarize("all") if found.interactions.track == "explicit" else found
 
 
 def again(options: Options, say) -> None:
-    """Judge saved profiles against other victims."""
+    """Judge saved profiles against other victims, on the data, split and targets they were made for."""
     from experiments import names
-    from experiments.campaign import Campaign, case_of, judged
+    from experiments.campaign import judge_again
     from experiments.report import show
-    from models.data import Profiles
 
-    profiles, meta = Profiles.load(options.profiles)  # type: ignore[arg-type]
-    spec = meta["spec"]
-    options.data = spec["data"]["name"] if options.data == "toy" else options.data
-    data = read(options)
-    if data is not None and data.provenance.get("sha256") != spec["data"].get("sha256"):
-        raise ValueError(
-            f"{options.profiles} was made on other data than {options.data}: the checksums differ"
-        )
+    extra = [name for name in CRAFTING if getattr(options, name) is not None]
+    if extra or options.surrogate or options.attack != "revadv":
+        named = ", ".join(extra or ["attack or surrogate"])
+        raise ValueError(f"--profiles judges what was crafted before and has no use for {named}")
     victims = {text: names.recommender(text) for text in options.victim}
-    plan = Campaign(
-        data, None, victims, spec["targets"], spec["count"], spec["split"], options.k, (spec["seed"],)
-    )  # type: ignore[arg-type]
-    found = judged(plan, case_of(plan, spec["seed"]), profiles, say)
-    rows = [
-        [name, *(f"{found[name][at][m]:.4f}" for m in ("hr_any", "recall") for at in ("clean", "attacked"))]
-        for name in victims
-    ]
-    show(
-        f"{options.profiles}",
-        ["victim", f"target HR@{options.k} clean", "attacked", f"test Recall@{options.k} clean", "attacked"],
-        rows,
-    )
-
-
-def present(records, plan, out: Path) -> None:
-    """Table, figure, markdown."""
-    from experiments import report
-    from models.evaluation import paired_bootstrap
-
-    header = [
-        "victim",
-        "seeds",
-        f"target HR@{plan.k} clean",
-        "attacked",
-        "gain (mean, paired)",
-        f"test Recall@{plan.k} clean",
-        "attacked",
-    ]
+    found, k = judge_again(options.profiles, read(options), victims, options.k, say)
     rows = []
-    values = lambda victim, at, name: [record.result["victims"][victim][at][name] for record in records]
-    for victim in plan.victims:
-        clean, attacked = (values(victim, at, "hr_any") for at in ("clean", "attacked"))
-        gain = f"{attacked[0] - clean[0]:+.3f}"
-        if len(records) > 1:
-            found = paired_bootstrap(attacked, clean)
-            gain = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
-        recall = [report.interval(values(victim, at, "recall")) for at in ("clean", "attacked")]
-        rows.append(
-            [victim, str(len(records)), report.interval(clean), report.interval(attacked), gain, *recall]
-        )
-    facts = {
-        name: float(sum(r.result[name] for r in records) / len(records))
-        for name in ("clicks", "popularity", "similarity", "craft_seconds")
-    }
-    notes = [
-        "median [95% bootstrap interval] over seeds; HR: share of real users with a target in their list, "
-        "seen items excluded",
-        f"profiles: {facts['clicks']:.0f} clicks each, mean popularity {facts['popularity']:.0f}, "
-        f"mean cosine {facts['similarity']:.2f}; {facts['craft_seconds']:.0f} s to craft, "
-        f"peak memory {max(r.about['peak_rss'] for r in records) / 1e9:.1f} GB",
-    ]
-    report.show(
-        f"{plan.attack.name} on {'toy' if plan.data is None else plan.data.name}", header, rows, notes
-    )
-    picture = draw(records, plan, out)
-    (out / "table.md").write_text(
-        report.markdown(header, rows) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    )
-    (out / "run.json").write_text(json.dumps({"records": [record._asdict() for record in records]}, indent=1))
-    print(f"written: {out / 'table.md'}, {picture}, {out / 'run.json'}, {out / 'profiles'}/")
+    for name in victims:
+        rates = [found[name][at][m] for m in ("hr_any", "recall") for at in ("clean", "attacked")]
+        rows.append([name, *(f"{rate:.4f}" for rate in rates)])
+    header = ["victim", f"target HR@{k} clean", "attacked", f"test Recall@{k} clean", "attacked"]
+    show(f"{options.profiles}", header, rows)
 
 
-def draw(records, plan, out: Path) -> Path:
-    """The attack's history where it has one, and every victim before and after."""
-    from experiments import report
-
-    learned = bool(records[0].result["history"])
-    made, axes = report.figure(1, 2 if learned else 1)
-    if learned:
-        report.curves(
-            axes[0, 0],
-            {
-                "target": [r.result["history"]["target_hr"] for r in records],
-                "test": [r.result["history"]["test_hr"] for r in records],
-            },
-        )
-        axes[0, 0].set(xlabel="outer step", ylabel=f"HR@{plan.attack.config['k']} of the surrogate")
-        axes[0, 0].legend(frameon=False)
-    names = [f"{victim}\n{at}" for victim in plan.victims for at in ("clean", "attacked")]
-    heights = [
-        [r.result["victims"][v][at]["hr_any"] for r in records]
-        for v in plan.victims
-        for at in ("clean", "attacked")
-    ]
-    report.bars(axes[0, -1], names, heights)
-    axes[0, -1].set(ylabel=f"target HR@{plan.k} of the victim")
-    return report.save(made, out / "figure.png")
-
-
-def _whole(value: float) -> int:
+def _fakes(value: float | None) -> int | float | None:
+    if value is None or 0 < value < 1:
+        return value
     if value != int(value) or value < 1:
         raise ValueError(
             f"--fakes {value}: expected a whole number of fake users, or a fraction between 0 and 1"
