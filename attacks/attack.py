@@ -40,6 +40,7 @@ class Attack:
             interactions or `None`) is used for metrics only.
         finish: `(state, train, targets) -> Profiles`.
         starts: `True` if the attack starts from rows, so that `initial=` is allowed.
+        show: metrics that a progress display shows, in order.
 
     >>> import attacks
     >>> import jax.numpy as jnp
@@ -59,6 +60,7 @@ class Attack:
     step: Callable[..., tuple[Any, History]]
     finish: Callable[..., Profiles]
     starts: bool = False
+    show: tuple[str, ...] = ()
 
     def __call__(
         self,

@@ -91,7 +91,7 @@ def run(
         block=block,
         progress=progress,
         label=attack.name,
-        show=[name for name in ("target_hr", "loss", "test_hr", "mean_clicks") if attack.steps],
+        show=attack.show or None,
         on_block=on_block,
         store=store,
         spec=facts,

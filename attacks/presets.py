@@ -100,9 +100,9 @@ def revadv_preset(
         arguments.pop("tau", None)
     if changes.get("projection") == "topk":
         arguments.pop("threshold", None)
-    if not isinstance(surrogate, Recommender):
-        surrogate = module.preset(settings, **(surrogate or {}))
-    return revadv(surrogate, **{**arguments, **changes})
+    own = not isinstance(surrogate, Recommender)
+    model = module.preset(settings, **(surrogate or {})) if own else surrogate
+    return revadv(model, **{**arguments, **changes})
 
 
 def _hint(given: str, known: Any) -> str:

@@ -143,7 +143,8 @@ def revadv(
         initial_clicks=initial_clicks,
         k=k,
     )
-    return Attack("revadv", config, plan.threat, steps, plan.init, plan.step, plan.finish, starts=True)
+    show = ("target_hr", "loss", "test_hr", "mean_clicks")
+    return Attack("revadv", config, plan.threat, steps, plan.init, plan.step, plan.finish, True, show)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -1,5 +1,8 @@
 """Long attacks: progress, history, resume to the same bytes, and folders that hold another run."""
 
+from typing import NamedTuple
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,19 +10,33 @@ import pytest
 import attacks
 from attacks.driver import describe
 from attacks.surrogate import make_estimator
-from models.data import Interactions
+from models.data import Interactions, Profiles
 from models.wrmf import wrmf
 
 TARGETS = jnp.array([1, 8])
 
 
-@pytest.fixture
-def attack(counting):
-    def make(surrogate=counting, **changes):
-        arguments = {"fakes": 3, "budget": 3, "projection": "topk", "steps": 5, "k": 3} | changes
-        return attacks.revadv(surrogate, **arguments)
+class State(NamedTuple):
+    rows: jax.Array
+    key: jax.Array
 
-    return make
+
+def wander(steps=5, rate=0.3, initial=None):
+    """An attack that flips cells at random: all a run needs, and compiled in no time."""
+
+    def init(key, train, targets, rows=None):
+        return State(jnp.zeros((3, train.items)), key)
+
+    def step(state, train, targets, test=None):
+        key, own = jax.random.split(state.key)
+        rows = jnp.abs(state.rows - jax.random.bernoulli(own, rate, state.rows.shape))
+        return State(rows, key), {"clicks": rows.sum(), "target_hr": jnp.zeros(()), "loss": rows.mean()}
+
+    def finish(state, train, targets):
+        return Profiles.from_rows(state.rows, targets)
+
+    config = {"steps": steps, "rate": rate, "initial": initial}
+    return attacks.Attack("wander", config, attacks.ThreatModel(fakes=3), steps, init, step, finish)
 
 
 @pytest.fixture
@@ -27,58 +44,80 @@ def train(rng):
     return Interactions.from_dense((rng.random((10, 9)) < 0.4).astype(float))
 
 
-def test_a_run_that_was_stopped_continues_to_the_same_bytes(attack, train, key, tmp_path):
-    whole = attacks.run(attack(), key, train, TARGETS)
-    first = attacks.run(attack(steps=2), key, train, TARGETS, store=tmp_path / "run")
-    rest = attacks.run(
-        attack(), key, train, TARGETS, store=tmp_path / "run"
-    )  # made anew: a new process would, too
+def test_a_run_that_was_stopped_continues_to_the_same_bytes(train, key, tmp_path):
+    whole = attacks.run(wander(), key, train, TARGETS)
+    first = attacks.run(wander(steps=2), key, train, TARGETS, store=tmp_path)
+    # Made anew: the attack of another process is another object, too.
+    rest = attacks.run(wander(), key, train, TARGETS, store=tmp_path)
     assert (first.done, rest.resumed, rest.done) == (2, 2, 5)
     assert np.asarray(rest.profiles.to_rows()).tobytes() == np.asarray(whole.profiles.to_rows()).tobytes()
     for name, values in whole.history.items():
         np.testing.assert_array_equal(rest.history[name], values)
 
 
-def test_progress_sees_every_step(attack, train, key):
+def test_a_revadv_run_continues_to_the_same_bytes(counting, train, key, tmp_path):
+    def run(steps, **store):
+        attack = attacks.revadv(counting, fakes=3, budget=3, projection="topk", steps=steps, k=3)
+        return attacks.run(attack, key, train, TARGETS, **store)
+
+    whole = run(4)
+    run(2, store=tmp_path)
+    rest = run(4, store=tmp_path)
+    assert rest.resumed == 2
+    assert np.asarray(rest.profiles.to_rows()).tobytes() == np.asarray(whole.profiles.to_rows()).tobytes()
+
+
+def test_progress_sees_every_step(train, key):
     seen = []
-    attacks.run(attack(), key, train, TARGETS, progress=seen.append)
+    attacks.run(wander(), key, train, TARGETS, progress=seen.append)
     assert [block.done for block in seen] == [0, 1, 2, 3, 4, 5]
-    assert {"target_hr", "loss", "code"} <= set(seen[-1].metrics)
+    assert set(seen[-1].metrics) == {"clicks", "target_hr", "loss"}
 
 
-def test_a_run_can_be_ended_early_and_has_the_best_so_far(attack, train, key):
-    run = attacks.run(attack(), key, train, TARGETS, on_block=lambda block: block.done == 3)
+def test_a_run_can_be_ended_early(train, key):
+    run = attacks.run(wander(), key, train, TARGETS, on_block=lambda block: block.done == 3)
     assert run.done == 3
-    run.profiles.validate(budget=3)
+    assert run.history["clicks"].shape == (3,)
+
+
+@pytest.fixture
+def begun(train, key, tmp_path):
+    attacks.run(wander(steps=1), key, train, TARGETS, store=tmp_path, spec={"seed": 0})
+    return {"attack": wander(steps=1), "key": key, "train": train, "targets": TARGETS, "spec": {"seed": 0}}
 
 
 @pytest.mark.parametrize(
     ("change", "match"),
     [
-        ({"momentum": 0.5}, "momentum"),
-        ({"threshold": 0.1, "projection": "threshold"}, "projection"),
-        ({"initial": np.zeros((3, 9))}, "initial"),
+        (lambda c: {"attack": wander(steps=1, rate=0.5)}, "rate"),
+        (lambda c: {"attack": wander(steps=1, initial=np.zeros(2))}, "initial"),
+        (lambda c: {"key": jax.random.key(1)}, "key"),
+        (lambda c: {"targets": TARGETS[::-1]}, "targets"),
+        (lambda c: {"train": c["train"].keep(c["train"].item > 0)}, "train"),
+        (lambda c: {"test": c["train"]}, "test"),
+        (lambda c: {"spec": {"seed": 1}}, "seed"),
     ],
 )
-def test_a_folder_is_not_continued_with_other_settings(attack, train, key, tmp_path, change, match):
-    attacks.run(attack(steps=1), key, train, TARGETS, store=tmp_path)
+def test_a_folder_is_not_continued_as_another_run(begun, tmp_path, change, match):
     with pytest.raises(ValueError, match=match):
-        attacks.run(attack(steps=1, **change), key, train, TARGETS, store=tmp_path)
+        attacks.run(**begun | change(begun), store=tmp_path)
 
 
-def test_a_folder_is_not_continued_with_another_key_or_data_or_surrogate(attack, train, make_key, tmp_path):
-    attacks.run(attack(steps=1), make_key(0), train, TARGETS, store=tmp_path)
-    with pytest.raises(ValueError, match="key"):
-        attacks.run(attack(steps=1), make_key(1), train, TARGETS, store=tmp_path)
-    with pytest.raises(ValueError, match="targets"):
-        attacks.run(attack(steps=1), make_key(0), train, TARGETS[::-1], store=tmp_path)
-    with pytest.raises(ValueError, match="train"):
-        attacks.run(attack(steps=1), make_key(0), train.keep(train.item > 0), TARGETS, store=tmp_path)
-    with pytest.raises(ValueError, match="epochs"):
-        attacks.run(attack(wrmf(epochs=4), steps=1), make_key(0), train, TARGETS, store=tmp_path)
+def test_profiles_outside_the_threat_model_are_not_returned(train, key):
+    attack = wander(rate=1.0)
+    strict = attacks.Attack(
+        attack.name, {}, attacks.ThreatModel(fakes=3, budget=2), 1, attack.init, attack.step, attack.finish
+    )
+    with pytest.raises(ValueError, match="budget allows"):
+        attacks.run(strict, key, train, TARGETS)
 
 
-def test_a_description_is_the_same_for_the_same_settings(attack):
-    assert describe(attack()) == describe(attack(steps=9))
-    assert describe(attack()) != describe(attack(k=4))
-    assert "0x" not in str(describe(attack(estimator=make_estimator("exact"))))
+def test_a_description_says_what_an_attack_is_and_nothing_of_this_process():
+    def made(**changes):
+        return describe(attacks.revadv(wrmf(), fakes=2, **changes))
+
+    assert made() == made(steps=9)
+    assert made() != made(k=4)
+    assert made()["config"]["surrogate"]["config"]["factors"] == 64
+    assert "0x" not in str(made(estimator=make_estimator("exact")))
+    assert made(estimator=make_estimator("exact")) != made(estimator=make_estimator("one_step"))

@@ -79,7 +79,7 @@ def train(rng):
     return Interactions.from_dense((rng.random((USERS, ITEMS)) < 0.4).astype(float))
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", ["random", "random-split", "top_popular", "revadv-topk"])
 def test_vmap_over_keys_and_over_target_sets_is_the_loop(made, train, make_keys, name):
     attack, run = made(name, 4)
     keys, sets = make_keys(3), jnp.array([[0, 1], [9, 4], [3, 7]])
@@ -93,7 +93,7 @@ def test_vmap_over_keys_and_over_target_sets_is_the_loop(made, train, make_keys,
         assert same == 1
 
 
-@pytest.mark.parametrize("name", list(MAKERS))
+@pytest.mark.parametrize("name", ["random", "top_popular", "revadv-threshold"])
 def test_call_trace_run_and_jit_agree(made, train, key, name):
     attack, run = made(name, 4)
     targets = jnp.array([5, 6])

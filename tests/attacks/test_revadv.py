@@ -21,7 +21,7 @@ from models.wrmf import wrmf
 
 USERS, ITEMS, FAKES = 12, 9, 3
 TARGETS = jnp.array([2, 7])
-SMALL = {"factors": 3, "learning_rate": 0.1, "epochs": 6, "scale": 0.5}
+SMALL = {"factors": 3, "learning_rate": 0.1, "epochs": 6, "scale": 0.5, "form": "dense"}
 
 
 @pytest.fixture
@@ -158,10 +158,33 @@ def test_the_relaxed_loss_decreases_along_the_gradient_with_frozen_weights(x64, 
     np.testing.assert_allclose(change, jnp.vdot(slope, step), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_an_unconverged_implicit_gradient_is_not_called_ok(train, rows, key):
     estimator = make_estimator("implicit", linear=bilevel.cg(max_steps=5))
     found = gradient(wrmf(**SMALL), estimator, rows, train, key)
     assert found.diagnosis.code != bilevel.Code.OK
+
+
+@pytest.mark.parametrize("name", ["implicit", "one_step"])
+def test_other_estimators_by_name(name):
+    inner = wrmf(**SMALL).trainer(USERS, ITEMS, FAKES)
+    assert make_estimator(name)(inner).name.startswith(name)
+
+
+def test_the_worst_code_of_the_surrogates_reaches_the_history(counting, train, key):
+    two_step = dataclasses.replace(
+        counting, trainer=lambda u, i, f: bilevel.fixed_point(lambda params, x, data, ctx: params, 2)
+    )
+
+    def doubtful(inner):
+        solve, code = bilevel.detached(inner), jnp.int32(bilevel.Code.INDEFINITE if inner.steps > 1 else 0)
+        zero = jnp.zeros(())
+        result = bilevel.LinearResult(None, zero, jnp.int32(1), zero, code)
+        return dataclasses.replace(solve, pull=lambda *given: (solve.pull(*given)[0], result))
+
+    attack = attacks.revadv([two_step, counting], fakes=FAKES, steps=2, k=3, estimator=doubtful)
+    _, history = attack.trace(key, train, TARGETS)
+    np.testing.assert_array_equal(history["code"], [bilevel.Code.INDEFINITE] * 2)
 
 
 # ------------------------------------------------------------------------------------------------ the loop
@@ -228,9 +251,11 @@ def test_an_ensemble_adds_weighted_losses_and_averages_hits(x64, counting, train
     np.testing.assert_allclose(both.target_hr, np.mean(hits))
 
 
-def test_an_ensemble_of_trained_surrogates_attacks(train, key):
-    models = [wrmf(factors=2, epochs=2), als(factors=2, sweeps=1)]
-    attack = attacks.revadv(models, weights=[1.0, 0.5], fakes=FAKES, budget=2, steps=2, k=3)
+def test_an_ensemble_of_different_surrogates_attacks(counting, train, key):
+    models = [als(factors=2, sweeps=1), counting]
+    attack = attacks.revadv(
+        models, weights=[1.0, 0.5], fakes=FAKES, budget=2, steps=2, k=3, estimator="partial"
+    )
     profiles, history = attack.trace(key, train, TARGETS)
     profiles.validate(budget=2)
     assert np.isfinite(history["loss"]).all()
