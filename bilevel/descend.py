@@ -96,8 +96,9 @@ class Descend:
             frozen: bool, broadcastable to x (or a tree of such, like x): where the gradient is set to zero
                 before the rows are normalized. The projection still acts there.
 
-        Where the gradient or the unprojected next iterate is not finite, nothing moves, the score is not
-        believed (it came from the same broken training), and `failed` is set for good.
+        Where the gradient or the unprojected next iterate is not finite, nothing moves any more and `failed` is
+        set for good; the score of that iterate still counts (a backward pass can overflow where the training did
+        not), unless it is NaN.
         """
         gradient = _conform(gradient, state.x)
         if frozen is not None:
@@ -113,16 +114,14 @@ class Descend:
 
         score = jnp.asarray(score, state.best_score.dtype)
         better = score > state.best_score
-        scored = DescendState(
-            x=x,
-            opt=opt,
-            step=state.step + 1,
+        judged = state._replace(
             best_x=_where(better, state.x, state.best_x),
             best_score=jnp.where(better, score, state.best_score),
             best_step=jnp.where(better, state.step, state.best_step),
             failed=failed,
         )
-        return _where(failed, state._replace(failed=failed), scored)
+        stopped = _where(state.failed, state, judged)
+        return _where(failed, stopped, judged._replace(x=x, opt=opt, step=state.step + 1))
 
 
 def descend(
