@@ -17,7 +17,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from attacks.checks import check
 from attacks.threat import ThreatModel
@@ -66,9 +66,9 @@ class Attack:
         self,
         key: Key[Array, ""],
         train: Interactions,
-        targets: Int[Array, " T"],
+        targets: Int[ArrayLike, " T"],
         *,
-        initial: Float[Array, "F I"] | None = None,
+        initial: Float[ArrayLike, "F I"] | None = None,
     ) -> Profiles:
         """The profiles the attack ends with.
 
@@ -91,10 +91,10 @@ class Attack:
         self,
         key: Key[Array, ""],
         train: Interactions,
-        targets: Int[Array, " T"],
+        targets: Int[ArrayLike, " T"],
         *,
         test: Interactions | None = None,
-        initial: Float[Array, "F I"] | None = None,
+        initial: Float[ArrayLike, "F I"] | None = None,
     ) -> tuple[Profiles, History]:
         """The same profiles, with the metrics of every outer step.
 

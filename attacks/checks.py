@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from attacks.threat import ThreatModel
 from models.data import Interactions, check_targets
@@ -23,9 +23,9 @@ def check(
     threat: ThreatModel,
     key: Key[Array, ""],
     train: Interactions,
-    targets: Int[Array, " T"],
+    targets: Int[ArrayLike, " T"],
     *,
-    initial: Float[Array, "F I"] | None = None,
+    initial: Float[ArrayLike, "F I"] | None = None,
     starts: bool = True,
     test: Interactions | None = None,
 ) -> Int[Array, " T"]:

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from attacks.attack import Attack
 from attacks.checks import check
@@ -37,10 +37,10 @@ def run(
     attack: Attack,
     key: Key[Array, ""],
     train: Interactions,
-    targets: Int[Array, " T"],
+    targets: Int[ArrayLike, " T"],
     *,
     test: Interactions | None = None,
-    initial: Float[Array, "F I"] | None = None,
+    initial: Float[ArrayLike, "F I"] | None = None,
     block: int = 1,
     progress: bool | Tell = False,
     on_block: Callable[[Block], bool | None] | None = None,
@@ -74,15 +74,8 @@ def run(
     Profiles(2 fakes x 6 items, implicit, rows)
     """
     targets = check(attack.threat, key, train, targets, initial=initial, starts=attack.starts, test=test)
-    facts = {
-        **describe(attack),
-        "key": key,
-        "train": jax.tree.leaves(train),
-        "targets": targets,
-        "initial": initial,
-        "test": jax.tree.leaves(test),
-        "more": dict(spec or {}),
-    }
+    data = {"key": key, "train": train, "targets": targets, "initial": initial, "test": test}
+    facts = None if store is None else describe(attack) | _leaves(data) | {"more": dict(spec or {})}
     result = loop.run(
         attack.step,
         jax.jit(attack.init)(key, train, targets, initial),
@@ -114,6 +107,11 @@ def describe(attack: Attack) -> dict[str, Any]:
     return {"attack": attack.name, "config": _plain(config)}
 
 
+def _leaves(data: Mapping[str, Any]) -> dict[str, list[Any]]:
+    """Every entry as the list of its arrays: a run's snapshots hold their fingerprints."""
+    return {name: jax.tree.leaves(value) for name, value in data.items()}
+
+
 def _plain(value: Any) -> Any:
     """Values that are made by a factory by its name and arguments, functions by where they are defined."""
     if value is None or isinstance(value, bool | int | float | str | np.ndarray | jax.Array):
@@ -127,5 +125,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, functools.partial):
         return {"function": _plain(value.func), "arguments": [_plain(value.args), _plain(value.keywords)]}
     if hasattr(value, "__qualname__"):
+        if "<" in value.__qualname__:  # a lambda or a closure: two different ones look alike
+            raise ValueError(
+                f"a saved run must tell its settings apart, and {value.__qualname__} does not say what it holds; "
+                "give an estimator by name, or a function defined in a module (functools.partial keeps its arguments)"
+            )
         return f"{value.__module__}.{value.__qualname__}"
     return repr(value)

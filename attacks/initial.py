@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from attacks.checks import check_rows
 from models.data import Interactions
@@ -62,8 +62,8 @@ def copied_rows(
 
 
 def start(
-    rows: Float[Array, "F I"] | None,
-    initial: Initial | Float[Array, "F I"],
+    rows: Float[ArrayLike, "F I"] | None,
+    initial: Initial | Float[ArrayLike, "F I"],
     key: Key[Array, ""],
     train: Interactions,
     fakes: int,

@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 import bilevel
 from attacks.attack import Attack
@@ -64,7 +64,7 @@ def revadv(
     linear: bilevel.LinearSolver | None = None,
     click_targets: bool = False,
     normalize_rows: bool = True,
-    initial: Initial | Float[Array, "F I"] = "random_users",
+    initial: Initial | Float[ArrayLike, "F I"] = "random_users",
     initial_clicks: int = 100,
     k: int = 50,
     weights: Sequence[float] | None = None,
@@ -159,7 +159,7 @@ class _Plan:
     descent: Descend
     project: Project
     click_targets: bool
-    initial: Initial | Float[Array, "F I"]
+    initial: Initial | Float[ArrayLike, "F I"]
     initial_clicks: int
     k: int
 

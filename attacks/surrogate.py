@@ -8,8 +8,9 @@ is a value, made by `make_estimator`.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -88,17 +89,31 @@ def make_estimator(
     kept: dict[str, Any] = {} if memory is None else {"memory": memory}
     if name == "exact":
         _refuse(name, tau=tau, linear=linear)
-        return lambda inner: bilevel.unrolled(inner, **kept)
+        return Named(name, kept, lambda inner: bilevel.unrolled(inner, **kept))
     if name == "truncated":
         _refuse(name, linear=linear)
         if isinstance(tau, bool) or not isinstance(tau, int) or tau < 0:
             raise ValueError(f"tau is {tau!r}; the truncated estimator expects a number of epochs >= 0")
-        return lambda inner: bilevel.truncated(inner, _steps(inner, tau), **kept)
+        make = lambda inner: bilevel.truncated(inner, _steps(inner, tau), **kept)
+        return Named(name, {"tau": tau, **kept}, make)
     if name == "implicit":
         _refuse(name, tau=tau, memory=memory)
-        return lambda inner: bilevel.implicit(inner, linear)
+        return Named(name, {"linear": linear}, lambda inner: bilevel.implicit(inner, linear))
     _refuse(name, tau=tau, memory=memory, linear=linear)
-    return bilevel.detached if name == "partial" else bilevel.one_step
+    return Named(name, {}, bilevel.detached if name == "partial" else bilevel.one_step)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Named:
+    """An estimator with the name and the settings it was made from, so that records can tell two of them apart."""
+
+    name: str
+    config: Mapping[str, Any]
+    make: Differentiate
+
+    def __call__(self, inner: bilevel.Inner) -> bilevel.Solve:
+        """The estimator over a training loop."""
+        return self.make(inner)
 
 
 def hypergradient(

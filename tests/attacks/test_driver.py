@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import attacks
+import bilevel
 from attacks.driver import describe
 from attacks.surrogate import make_estimator
 from models.data import Interactions, Profiles
@@ -120,4 +121,9 @@ def test_a_description_says_what_an_attack_is_and_nothing_of_this_process():
     assert made() != made(k=4)
     assert made()["config"]["surrogate"]["config"]["factors"] == 64
     assert "0x" not in str(made(estimator=make_estimator("exact")))
-    assert made(estimator=make_estimator("exact")) != made(estimator=make_estimator("one_step"))
+    estimators = [make_estimator("exact"), make_estimator("exact", memory="lean"), make_estimator("one_step")]
+    estimators += [make_estimator("truncated", tau=tau) for tau in (2, 5)] + [make_estimator("implicit")]
+    described = [str(made(estimator=estimator)) for estimator in estimators]
+    assert len(set(described)) == len(described)
+    with pytest.raises(ValueError, match="give an estimator by name"):
+        made(estimator=lambda inner: bilevel.truncated(inner, 2))

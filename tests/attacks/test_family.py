@@ -15,16 +15,18 @@ from models.data import Interactions, inject
 from models.wrmf import wrmf
 
 USERS, ITEMS, FAKES, TARGETS = 8, 10, 3, 2
-MAKERS = {
-    "random": attacks.random,
-    "random-split": functools.partial(attacks.random, target_mode="split"),
-    "top_popular": attacks.top_popular,
-    "revadv-topk": functools.partial(
+MAKERS = {  # given a surrogate that costs nothing
+    "random": lambda counting: attacks.random,
+    "random-split": lambda counting: functools.partial(attacks.random, target_mode="split"),
+    "top_popular": lambda counting: attacks.top_popular,
+    "revadv-topk": lambda counting: functools.partial(
         attacks.revadv, wrmf(factors=2, epochs=3, scale=0.5, form="dense"), projection="topk", steps=2, k=3
     ),
-    "revadv-threshold": functools.partial(attacks.revadv, "counting", momentum=0.0, steps=3, k=3),
-    "revadv-clicks": functools.partial(
-        attacks.revadv, "counting", projection="topk", click_targets=True, steps=3, k=3
+    "revadv-threshold": lambda counting: functools.partial(
+        attacks.revadv, counting, momentum=0.0, steps=3, k=3
+    ),
+    "revadv-clicks": lambda counting: functools.partial(
+        attacks.revadv, counting, projection="topk", click_targets=True, steps=3, k=3
     ),
 }
 ALL = ITEMS - TARGETS
@@ -38,10 +40,7 @@ def made(counting):
 
     @functools.cache
     def make(name, budget):
-        maker = MAKERS[name]
-        if isinstance(maker, functools.partial) and maker.args == ("counting",):
-            maker = functools.partial(attacks.revadv, counting, **maker.keywords)
-        attack = maker(fakes=FAKES, budget=budget)
+        attack = MAKERS[name](counting)(fakes=FAKES, budget=budget)
         return attack, jax.jit(attack)
 
     return make

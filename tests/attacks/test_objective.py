@@ -47,7 +47,9 @@ def test_many_cells_are_blocked_by_themselves_and_memory_follows_the_block():
 
     def temporaries(block):
         compiled = jax.jit(jax.grad(lambda f: loss(f, block))).lower(factors).compile()
-        return compiled.memory_analysis().temp_size_in_bytes
+        analysis = compiled.memory_analysis()
+        assert analysis is not None
+        return analysis.temp_size_in_bytes
 
     whole, automatic, small = (temporaries(block) for block in (users, None, 1000))
     assert automatic < 0.7 * whole
