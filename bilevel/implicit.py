@@ -37,7 +37,7 @@ def implicit(
     *,
     objective: Callable[..., Array] | None = None,
     structure: Structure | None = None,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
 ) -> Solve:
     """Differentiate the solution of the inner problem; memory and time of the derivative do not grow with `L`.
 
@@ -55,8 +55,8 @@ def implicit(
         symmetric.
       structure: product, blocks or solve of the Hessian of `objective`; None: the loop's own (none for
         `objective`).
-      tolerance: largest relative distance to stationarity that counts as converged, in the units of
-        `bilevel.distance_to_stationarity`, which is a lower bound.
+      tolerance: largest Newton step left, relative to the size of the parameters, that counts as converged, as
+        `bilevel.distance_to_stationarity` estimates it (from below).
 
     Returns:
       A `Solve`. Its `pull` returns the `LinearResult`, with the code `NOT_STATIONARY` where only that is
@@ -125,7 +125,7 @@ def influence(
     solver: LinearSolver | None = None,
     structure: Structure | None = None,
     ctx: Ctx | None = None,
-    tolerance: float = 1e-3,
+    tolerance: float = 1e-2,
 ) -> Influence:
     """How a scalar of the trained parameters answers to the weight, or the content, of each training example.
 

@@ -45,7 +45,7 @@ _ADVICE = {
     Code.SINGULAR: "The matrix cannot reach all of the right-hand side: add damping or regularize the loss.",
     Code.DIVERGED: "The series grows: lower step, or raise scale above half the top eigenvalue.",
     Code.NOT_STATIONARY: "The inner loop has not converged: train longer, or use unrolled or truncated.",
-    Code.NON_FINITE: "NaN or Inf in the matrix or the right-hand side: look for it in the inner loop or the outer loss.",
+    Code.NON_FINITE: "NaN or Inf in the matrix or the right-hand side: look into the inner and the outer loss.",
 }
 
 
@@ -79,6 +79,7 @@ class System(NamedTuple):
     key: Any
     sampled: Callable[[Any, Any], Any] | None
     symmetric: bool
+    flat: Any = 0.0
 
 
 class Proposal(NamedTuple):
@@ -129,6 +130,7 @@ class LinearSolver:
         key: Array | None = None,
         sampled: Callable[[Any, Array], Any] | None = None,
         symmetric: bool = True,
+        flat: Float[Array, ""] | float = 0.0,
     ) -> LinearResult:
         """Solve `(A + damping I) w = b`. Works under `jit`, `vmap` and `grad` (in `b` and what `matvec` closes over).
 
@@ -141,6 +143,8 @@ class LinearSolver:
           key: for what is random in the solver; None: the same draw every time.
           sampled: `(v, key) -> A_batch v`, an unbiased estimate of `A v`; for solvers that need it.
           symmetric: whether `A = A'`; if False, solvers that rely on symmetry refuse.
+          flat: curvature up to this size counts as zero, where `A` itself is known no better: negative curvature
+            within it is not `INDEFINITE`, and a solution that lies where it is flat is `SINGULAR`.
 
         Returns:
           `LinearResult`.
@@ -152,7 +156,7 @@ class LinearSolver:
         """
         b = jax.tree.map(jnp.asarray, b)
         self._check(matvec, b, start, blocks, sampled, symmetric)
-        return self.run(System(matvec, b, None, start, blocks, key, sampled, symmetric))
+        return self.run(System(matvec, b, None, start, blocks, key, sampled, symmetric, flat))
 
     def _check(self, matvec, b, start, blocks, sampled, symmetric) -> None:
         for path, leaf in jax.tree_util.tree_leaves_with_path(b):
@@ -226,39 +230,39 @@ def propose_and_judge(method: Method, system: System, *, rtol: float, definite: 
     found = method(system._replace(b=b, start=start, image=image))
     rest = jax.tree.map(jnp.subtract, b, system.matvec(found.value))
     residual = trees.norm(rest)
-    seen = _rayleigh(system.symmetric, found, b, image, rest)
-    finite = trees.all_finite(b) & trees.all_finite(image)
-    code = _judge(found, finite, residual, rtol, *seen, definite)
-    report = (residual, jnp.asarray(found.iterations, jnp.int32), seen[0], code)
-    return scale(found.value, safe), report
-
-
-def _rayleigh(symmetric, found, b, image, rest):
-    """The smallest Rayleigh quotient seen and a lower bound of the norm of `A`."""
-    if not symmetric:
-        return jnp.full((), jnp.nan, trees.norm(b).dtype), trees.norm(image)
-    quotients = [found.smallest, found.largest, trees.dot(b, image)]
-    square = trees.dot(found.value, found.value)
-    quotients.append(
-        (trees.dot(found.value, b) - trees.dot(found.value, rest)) / jnp.where(square > 0, square, jnp.nan)
-    )
-    seen = jnp.stack([jnp.asarray(q, trees.norm(b).dtype) for q in quotients])
-    seen = (
-        jnp.where(jnp.isfinite(seen), seen, jnp.nan).at[2].set(jnp.where(trees.norm(b) > 0, seen[2], jnp.nan))
-    )
-    return jnp.nanmin(seen), jnp.maximum(jnp.nanmax(jnp.abs(seen)), trees.norm(image))
-
-
-def _judge(found, finite, residual, rtol, smallest, largest, definite):
-    """One code from all that was measured; the worst news wins, and unknown curvature (NaN) accuses nobody."""
+    smallest, largest, own = _rayleigh(system.symmetric, found, b, image, rest)
     tiny = zero_level(largest.dtype) * largest
-    met = residual <= rtol
     doubt = jnp.asarray(found.doubt, jnp.int32)
     code = jnp.where((jnp.abs(smallest) <= tiny) & (doubt == Code.NOT_CONVERGED), Code.SINGULAR, doubt)
     code = jnp.where(jnp.isfinite(residual) | (code == Code.DIVERGED), code, Code.SINGULAR)
-    code = jnp.where(met, Code.OK, code)
-    code = jnp.where(definite & (smallest < -tiny), Code.INDEFINITE, code)
-    return jnp.where(finite, code, Code.NON_FINITE).astype(jnp.int32)
+    # The worst news wins, and unknown curvature (NaN) accuses nobody.
+    code = jnp.where(
+        residual <= rtol, jnp.where(_lost(found.value, b, own, system.flat), Code.SINGULAR, Code.OK), code
+    )
+    code = jnp.where(definite & (smallest < -jnp.maximum(tiny, system.flat)), Code.INDEFINITE, code)
+    finite = trees.all_finite(b) & trees.all_finite(image)
+    code = jnp.where(finite, code, Code.NON_FINITE).astype(jnp.int32)
+    return scale(found.value, safe), (residual, jnp.asarray(found.iterations, jnp.int32), smallest, code)
+
+
+def _lost(value, b, own, flat):
+    """Whether the solution lies where `A` is flat and was asked to: where `b` has no part there, none of it matters."""
+    cosine = trees.dot(value, b) / jnp.maximum(trees.norm(value) * trees.norm(b), jnp.finfo(own.dtype).tiny)
+    return (jnp.abs(own) <= flat) & (jnp.abs(cosine) > 0.01)
+
+
+def _rayleigh(symmetric, found, b, image, rest):
+    """The smallest Rayleigh quotient seen, a lower bound of the norm of `A`, and the solution's own quotient."""
+    dtype = trees.norm(b).dtype
+    if not symmetric:
+        unknown = jnp.full((), jnp.nan, dtype)
+        return unknown, trees.norm(image), unknown
+    square, size = trees.dot(found.value, found.value), trees.dot(b, b)
+    own = (trees.dot(found.value, b) - trees.dot(found.value, rest)) / jnp.where(square > 0, square, jnp.nan)
+    first = trees.dot(b, image) / jnp.where(size > 0, size, jnp.nan)
+    seen = jnp.stack([jnp.asarray(q, dtype) for q in (found.smallest, found.largest, first, own)])
+    seen = jnp.where(jnp.isfinite(seen), seen, jnp.nan)
+    return jnp.nanmin(seen), jnp.maximum(jnp.nanmax(jnp.abs(seen)), trees.norm(image)), own
 
 
 def zero_level(dtype: Any) -> float:

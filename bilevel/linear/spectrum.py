@@ -66,7 +66,7 @@ def spectrum(
         previous, current, beta, size, alive, alphas, betas = carry
         image = matvec(current)
         alpha = trees.dot(current, image)
-        image = jax.tree.map(lambda w, q, p: w - alpha * q - beta * p, image, current, previous)
+        image = _orthogonal(image, alpha, current, beta, previous)
         beta = trees.norm(image)
         size = jnp.maximum(size, jnp.abs(alpha) + beta)
         # A void step repeats the first diagonal entry, uncoupled: a Rayleigh quotient that is there already.
@@ -96,6 +96,13 @@ def spectrum(
     alphas, betas = lax.fori_loop(0, steps, step, carry)[-2:]
     ritz = jnp.linalg.eigvalsh(jnp.diag(alphas) + jnp.diag(betas[:-1], 1) + jnp.diag(betas[:-1], -1))
     return Spectrum(ritz[0], ritz[-1])
+
+
+def _orthogonal(image: Any, alpha: Any, current: Any, beta: Any, previous: Any) -> Any:
+    """`A q_j - alpha_j q_j - beta_{j-1} q_{j-1}`, each leaf in its own dtype."""
+    return jax.tree.map(
+        lambda w, q, p: w - alpha.astype(w.dtype) * q - beta.astype(w.dtype) * p, image, current, previous
+    )
 
 
 def random_like(like: Any, key: Array | None) -> Any:

@@ -1,0 +1,566 @@
+"""Implicit gradients against dense oracles, and what the diagnosis says where they must not be believed."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+import bilevel
+from bilevel.hypergrad import value_and_hypergrad
+from bilevel.implicit import implicit, influence
+from bilevel.linear import Code, block, cg, dense, gmres, lissa, neumann, normal_cg, nystrom
+from bilevel.products import diagonal_blocks, hvp
+from bilevel.stationary import distance_to_stationarity
+
+KEY = jax.random.key(0)
+
+
+def close(got, want, tolerance):
+    assert float(jnp.linalg.norm(got - want)) <= tolerance * float(jnp.linalg.norm(want))
+
+
+# ------------------------------------------------------------ against a dense oracle
+
+
+def quadratic(p, x, data, ctx):
+    a, b, _ = data
+    return 0.5 * p @ a @ p - p @ b @ x
+
+
+@jax.jit
+def _quadratics(a, b, x, v):
+    """Gradients and codes for a batch of quadratic problems that start at their solution."""
+    inner = bilevel.gradient_descent(quadratic, optax.sgd(1e-12), steps=1)
+    hypergrad = value_and_hypergrad(lambda p, x, data: p @ data[2], implicit(inner, cg(rtol=1e-12)))
+    one = lambda a, b, x, v: hypergrad(x, jnp.linalg.solve(a, b @ x), (a, b, v), KEY)
+    estimate = jax.vmap(one)(a, b, x, v)
+    return estimate.grad, estimate.diagnosis.code
+
+
+@given(low=st.floats(0, 9), seed=st.integers(0, 2**31))
+def test_quadratics_of_any_condition_number(x64, low, seed):
+    """Up to a condition number of 1e3: OK and right to 1e-10. Beyond: within what the residual promises, or not OK."""
+    n, count = 8, 32
+    rng = np.random.default_rng(seed)
+    q = np.linalg.qr(rng.normal(size=(count, n, n)))[0]
+    condition = 10.0 ** rng.uniform(low, low + 3, size=(count, 1))
+    inner_values = rng.uniform(size=(count, n - 2))
+    values = condition ** -np.concatenate([np.zeros((count, 1)), np.ones((count, 1)), inner_values], 1)
+    a = np.einsum("bij,bj,bkj->bik", q, values, q)
+    b, x, v = rng.normal(size=(count, n, 5)), rng.normal(size=(count, 5)), rng.normal(size=(count, n))
+    grad, code = _quadratics(*map(jnp.asarray, (a, b, x, v)))
+    w = np.einsum("bij,bj->bi", q, np.einsum("bij,bi->bj", q, v) / values)
+    exact = np.einsum("bij,bi->bj", b, w)
+    # b' w can be small where w is large: errors are measured against what w could give
+    size = np.linalg.norm(b, axis=(1, 2)) * np.linalg.norm(w, axis=1)
+    errors = np.linalg.norm(np.asarray(grad) - exact, axis=1) / size
+    fine, tame = np.asarray(code) == Code.OK, condition[:, 0] <= 1e3
+    assert fine[tame].all()
+    assert (
+        np.linalg.norm(np.asarray(grad) - exact, axis=1)[tame] <= 1e-10 * np.linalg.norm(exact, axis=1)[tame]
+    ).all()
+    assert (errors[fine] <= 2e-12 * condition[fine, 0]).all()
+
+
+def robust(p, x, data, ctx):
+    """Weighted logistic-like loss with a quartic: not quadratic, in parameters or in the upper variable."""
+    residual = data["rows"] @ p["w"] + p["bias"] - data["y"] - x["shift"]
+    return (
+        jnp.sum(x["weight"] * jnp.logaddexp(residual, -residual))
+        + 0.5 * jnp.sum(p["w"] ** 2)
+        + 0.1 * p["bias"] ** 4
+    )
+
+
+def robust_problem():
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape))
+    data = {"rows": draw(12, 4), "y": draw(12), "ids": jnp.arange(12)}
+    x = {"shift": draw(12), "weight": jnp.exp(draw(12)), "count": jnp.array(12)}
+    return x, {"w": jnp.zeros(4), "bias": jnp.zeros(())}, data
+
+
+def promote(p, x, data):
+    return jnp.sum(jnp.sin(p["w"])) * p["bias"] + jnp.sum(p["w"]) * x["weight"][0]
+
+
+def dense_oracle(x, params, data):
+    """The implicit gradient with a materialized Hessian and cross derivative."""
+    flat, back = jax.flatten_util.ravel_pytree(params)
+    floats = {name: x[name] for name in ("shift", "weight")}
+    flat_x, back_x = jax.flatten_util.ravel_pytree(floats)
+    loss = lambda p, x: robust(back(p), {**back_x(x)}, data, None)
+    outer = lambda p, x: promote(back(p), back_x(x), data)
+    hessian = jax.hessian(loss)(flat, flat_x)
+    cross = jax.jacfwd(jax.grad(loss), 1)(flat, flat_x)
+    v, direct = jax.grad(outer, (0, 1))(flat, flat_x)
+    return direct - cross.T @ jnp.linalg.solve(hessian, v)
+
+
+@pytest.fixture
+def trained(x64):
+    x, params0, data = robust_problem()
+    inner = bilevel.gradient_descent(robust, optax.sgd(0.01), steps=4000)
+    params = bilevel.detached(inner)(x, params0, data, KEY)
+    return inner, x, params0, data, params
+
+
+def flat_x(grad):
+    return jax.flatten_util.ravel_pytree({name: grad[name] for name in ("shift", "weight")})[0]
+
+
+SOLVERS = [
+    None,
+    cg(rtol=1e-13),
+    gmres(rtol=1e-13),
+    neumann(400, rtol=1e-11),
+    nystrom(5, damping=1e-13, rtol=1e-8),
+    dense(rtol=1e-10),
+]
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+def test_against_the_dense_oracle(trained, solver):
+    inner, x, params0, data, params = trained
+    estimate = jax.jit(value_and_hypergrad(promote, implicit(inner, solver)))(x, params0, data, KEY)
+    assert Code(int(estimate.diagnosis.code)) is Code.OK
+    assert float(estimate.diagnosis.gradient_norm) < 1e-10
+    assert float(estimate.diagnosis.residual) < 1e-5
+    assert float(estimate.diagnosis.negative_curvature) > 0 or solver is SOLVERS[4]
+    close(flat_x(estimate.grad), dense_oracle(x, params, data), 1e-10 if solver is not None else 1e-5)
+    assert estimate.grad["count"] is None
+
+
+def test_equals_unrolled_at_convergence_in_x_and_in_data(trained):
+    inner, x, params0, data, _ = trained
+
+    def value(solve, weight, rows, params0):
+        held = {**data, "rows": rows}
+        return promote(solve({**x, "weight": weight}, params0, held, KEY), x, held)
+
+    exact, ours = (
+        jax.jit(jax.grad(lambda *args, s=s: value(s, *args), (0, 1, 2)))(x["weight"], data["rows"], params0)
+        for s in (bilevel.unrolled(inner), implicit(inner, cg(rtol=1e-13)))
+    )
+    close(ours[0], exact[0], 1e-9)
+    close(ours[1], exact[1], 1e-9)
+    assert float(jnp.abs(ours[2]["w"]).max()) == 0  # a solution does not remember its start
+    assert float(jnp.abs(exact[2]["w"]).max()) < 1e-9
+
+
+def test_composes(trained):
+    """Forward mode, vmap, and second derivatives in both orders, against the unrolled loop."""
+    inner, x, params0, data, _ = trained
+    solve, reference = implicit(inner, cg(rtol=1e-13)), bilevel.unrolled(inner, memory="keep")
+    f = lambda s, shift: promote(s({**x, "shift": shift}, params0, data, KEY), x, data)
+    ours, exact = (lambda shift, s=s: f(s, shift) for s in (solve, reference))
+    shift, along = x["shift"], jnp.linspace(-1, 1, 12)
+    gradient = jax.jit(jax.grad(exact))(shift)
+    pushed = jax.jit(lambda s: jax.jvp(ours, (s,), (along,)))(shift)
+    assert float(pushed[0]) == float(jax.jit(ours)(shift))
+    assert float(pushed[1]) == pytest.approx(float(gradient @ along), rel=1e-9)
+    batch = jax.jit(jax.vmap(jax.grad(ours)))(jnp.stack([shift, 0.5 * shift]))
+    close(batch[0], gradient, 1e-9)
+    reverse_reverse = jax.jit(jax.grad(lambda s: jax.grad(ours)(s) @ along))(shift)
+    forward_reverse = jax.jit(lambda s: jax.jvp(jax.grad(ours), (s,), (along,))[1])(shift)
+    want = jax.jit(lambda s: jax.jvp(jax.grad(exact), (s,), (along,))[1])(shift)
+    close(reverse_reverse, want, 1e-7)
+    close(forward_reverse, want, 1e-7)
+
+
+def test_warm_started_linear_solve(trained):
+    inner, x, params0, data, _ = trained
+    carried = value_and_hypergrad(
+        promote, implicit(inner, cg(rtol=1e-10)), warm_params=True, warm_linear=True
+    )
+    state = carried.init(x, params0, data)
+    update = jax.jit(carried.update)
+    first, state = update(state, x, params0, data, KEY)
+    second, _ = update(state, x, params0, data, KEY)
+    assert int(second.diagnosis.iterations) < int(first.diagnosis.iterations)
+    assert Code(int(second.diagnosis.code)) is Code.OK  # a warm start is no reason to call it unconverged
+    close(flat_x(second.grad), flat_x(first.grad), 1e-9)
+
+
+# ------------------------------------------------------------ what is not to be believed
+
+
+def wrmf(p, x, data, ctx):
+    """Weighted matrix factorization with fake rows `x`; the weight of a relaxed cell is frozen."""
+    rows = jnp.concatenate([data["real"], x])
+    weight = jnp.where(rows > 0, 20.0, 1.0)
+    fit = jnp.sum(weight * (rows - p["P"] @ p["Q"].T) ** 2)
+    return fit + data["penalty"] * (jnp.sum(p["P"] ** 2) + jnp.sum(p["Q"] ** 2))
+
+
+def promotion(p, x, data):
+    scores = p["P"][: data["real"].shape[0]] @ p["Q"].T
+    return -jnp.sum(jax.nn.log_softmax(scores, axis=-1)[:, 0])
+
+
+def toy(key, rows, items, width, scale):
+    a, c = jax.random.split(key)
+    true = jax.random.normal(a, (rows, 20)) @ jax.random.normal(c, (20, items))
+    p, q = jax.random.split(jax.random.key(7))
+    start = {
+        "P": scale * jax.random.normal(p, (rows, width)),
+        "Q": scale * jax.random.normal(q, (items, width)),
+    }
+    return (true > 5).astype(start["P"].dtype), start
+
+
+@pytest.mark.parametrize(
+    ("rate", "scale", "penalty"), [(1e-2, 0.1, 0.5), (0.5, 1.0, 0.0)], ids=["measured", "preset"]
+)
+def test_the_papers_unconverged_toy_is_not_ok(x64, rate, scale, penalty):
+    """The paper's size, L = 100: a gradient norm near a thousand or above, an indefinite Hessian."""
+    rows, params0 = toy(KEY, 1000, 300, 16, scale)
+    data = {"real": rows[:900], "penalty": jnp.asarray(penalty)}
+    inner = bilevel.gradient_descent(wrmf, optax.adam(rate), steps=100)
+    solver = cg(max_steps=60)
+    estimate = jax.jit(value_and_hypergrad(promotion, implicit(inner, solver)))(
+        rows[900:], params0, data, KEY
+    )
+    assert Code(int(estimate.diagnosis.code)) is not Code.OK
+    assert float(estimate.diagnosis.gradient_norm) > 500
+    if penalty:
+        assert Code(int(estimate.diagnosis.code)) is Code.INDEFINITE
+        assert float(estimate.diagnosis.negative_curvature) < -50
+    # Damping beyond the negative curvature mends the solve, and the point is still no solution.
+    damped = jax.jit(value_and_hypergrad(promotion, implicit(inner, cg(damping=1e4, rtol=1e-3))))
+    assert Code(int(damped(rows[900:], params0, data, KEY).diagnosis.code)) is Code.NOT_STATIONARY
+
+
+def test_a_converged_factorization_is_ok_and_its_singular_hessian_consistent(x64):
+    """Rotating P and Q changes no score: the Hessian is singular at every optimum, penalty or not (3 directions)."""
+    rows, params0 = toy(KEY, 14, 10, 3, 0.3)
+    data = {"real": rows[:12], "penalty": jnp.asarray(2.0)}
+    fakes = rows[12:]
+    inner = bilevel.gradient_descent(wrmf, optax.sgd(6e-3), steps=8000)
+    run = lambda solver: jax.jit(value_and_hypergrad(promotion, implicit(inner, solver)))(
+        fakes, params0, data, KEY
+    )
+    estimate = run(cg(rtol=1e-9, max_steps=400))
+    flat, back = jax.flatten_util.ravel_pytree(estimate.params)
+    hessian = jax.jit(jax.hessian(lambda p: wrmf(back(p), fakes, data, None)))(flat)
+    values = jnp.linalg.eigvalsh(hessian)
+    assert float(jnp.abs(values[:3]).max()) < 1e-6 * float(values[-1]) < float(values[3])
+    assert Code(int(estimate.diagnosis.code)) is Code.OK
+    assert Code(int(run(dense(rtol=1e-6)).diagnosis.code)) is Code.OK
+    exact = jax.jit(jax.grad(lambda x: promotion(bilevel.unrolled(inner)(x, params0, data, KEY), x, data)))(
+        fakes
+    )
+    close(estimate.grad, exact, 1e-6)
+    # An outer loss that does see the rotation has no derivative: the system is inconsistent, and that is said.
+    seen = value_and_hypergrad(
+        lambda p, x, d: jnp.sum(p["P"] ** 3), implicit(inner, cg(rtol=1e-9, max_steps=400))
+    )
+    assert Code(int(jax.jit(seen)(fakes, params0, data, KEY).diagnosis.code)) is Code.SINGULAR
+
+
+def test_unconverged_convex_problem_is_not_stationary(trained):
+    _, x, params0, data, _ = trained
+    short = bilevel.gradient_descent(robust, optax.sgd(0.01), steps=30)
+    estimate = jax.jit(value_and_hypergrad(promote, implicit(short, cg())))(x, params0, data, KEY)
+    assert Code(int(estimate.diagnosis.code)) is Code.NOT_STATIONARY
+
+
+def test_weight_decay_inside_the_optimizer_moves_the_solution(trained):
+    """adamw stops where the loss alone is not stationary: reported, and right with the decay in `objective`."""
+    _, x, params0, data, _ = trained
+    inner = bilevel.gradient_descent(
+        robust, optax.chain(optax.add_decayed_weights(2.0), optax.sgd(0.01)), steps=4000
+    )
+    plain = jax.jit(value_and_hypergrad(promote, implicit(inner, cg())))(x, params0, data, KEY)
+    assert Code(int(plain.diagnosis.code)) is Code.NOT_STATIONARY
+    whole = lambda p, x, d, ctx: robust(p, x, d, ctx) + jnp.sum(p["w"] ** 2) + p["bias"] ** 2
+    solve = implicit(inner, cg(rtol=1e-13), objective=whole)
+    ours = jax.jit(value_and_hypergrad(promote, solve))(x, params0, data, KEY)
+    exact = jax.jit(value_and_hypergrad(promote, bilevel.unrolled(inner)))(x, params0, data, KEY)
+    assert Code(int(ours.diagnosis.code)) is Code.OK
+    close(flat_x(ours.grad), flat_x(exact.grad), 1e-9)
+
+
+def test_nan_in_the_outer_loss_is_reported(trained):
+    inner, x, params0, data, _ = trained
+    broken = lambda p, x, data: jnp.log(-1.0 - p["w"][0] ** 2)
+    estimate = jax.jit(value_and_hypergrad(broken, implicit(inner, cg())))(x, params0, data, KEY)
+    assert Code(int(estimate.diagnosis.code)) is Code.NON_FINITE
+
+
+def test_distance_to_stationarity_is_a_lower_bound_without_a_unit(x64):
+    rng = np.random.default_rng(0)
+    q = np.linalg.qr(rng.normal(size=(6, 6)))[0]
+    a = jnp.asarray((q * np.logspace(0, 3, 6)) @ q.T)
+    solution = jnp.asarray(rng.normal(size=6))
+    p = solution + 1e-4 * jnp.asarray(rng.normal(size=6))
+    newton = float(jnp.linalg.norm(p - solution) / jnp.linalg.norm(p))
+    distances = []
+    for k in (1, 3, 6):
+        measure = jax.jit(partial(_distance, a, solution, k))
+        distances.append(float(measure(1.0, 1.0, p)))
+        assert float(measure(7e6, 1.0, p)) == pytest.approx(distances[-1], rel=1e-4)
+        assert float(measure(1.0, 9.0, 9 * p)) == pytest.approx(distances[-1], rel=1e-4)
+        assert float(measure(1.0, 1.0, solution)) == 0
+        assert float(measure(-1.0, 1.0, p)) == np.inf
+    assert 0 < distances[0] < distances[1] < distances[2] <= newton * (1 + 1e-6)
+    assert float(distance_to_stationarity(lambda p: jnp.ones(6), p)) == np.inf
+
+
+def _distance(a, solution, steps, scale, unit, p):
+    return distance_to_stationarity(lambda p: scale * (a @ (p / unit - solution)), p, steps=steps)
+
+
+# ------------------------------------------------------------ other inner loops
+
+
+def contraction(p, x, data, ctx):
+    return 0.5 * jnp.tanh(data @ p + x["s"])
+
+
+@pytest.mark.parametrize("solver", [None, normal_cg(rtol=1e-12), neumann(200, rtol=1e-10)], ids=repr)
+def test_fixed_point_loops_are_not_symmetric(x64, solver):
+    rng = np.random.default_rng(0)
+    data, x = (
+        jnp.asarray(0.4 * rng.normal(size=(5, 5))),
+        {"s": jnp.asarray(rng.normal(size=5)), "n": jnp.array(5)},
+    )
+    inner = bilevel.fixed_point(contraction, steps=150)
+    outer = lambda p, x, data: jnp.sum(p**2) + x["s"] @ p
+    run = lambda solve: jax.jit(value_and_hypergrad(outer, solve))(x, jnp.zeros(5), data, KEY)
+    ours, exact = run(implicit(inner, solver)), run(bilevel.unrolled(inner))
+    assert Code(int(ours.diagnosis.code)) is Code.OK
+    close(ours.grad["s"], exact.grad["s"], 1e-9 if solver else 1e-5)
+    by_jax = jax.jit(
+        jax.grad(lambda s: outer(implicit(inner, solver)({**x, "s": s}, jnp.zeros(5), data, KEY), x, data))
+    )
+    close(by_jax(x["s"]) + ours.params, exact.grad["s"], 1e-9 if solver else 1e-5)
+    early = implicit(bilevel.fixed_point(contraction, steps=3), solver)
+    assert Code(int(run(early).diagnosis.code)) is Code.NOT_STATIONARY
+
+
+def als(p, x, data, ctx):
+    """One sweep of alternating least squares for `wrmf`, users and then items."""
+    rows = jnp.concatenate([data["real"], x])
+    weight = jnp.where(rows > 0, 20.0, 1.0)
+    half = lambda weight, rows, other: jax.vmap(
+        lambda w, r: jnp.linalg.solve(
+            (other.T * w) @ other + data["penalty"] * jnp.eye(other.shape[1]), other.T @ (w * r)
+        )
+    )(weight, rows)
+    users = half(weight, rows, p["Q"])
+    return {"P": users, "Q": half(weight.T, rows.T, users)}
+
+
+def test_als_with_the_loss_it_minimizes_as_objective(x64):
+    """Symmetric system, block-Jacobi from the factors' own blocks, equal to the implicit gradient of plain descent."""
+    rows, params0 = toy(KEY, 14, 10, 3, 0.3)
+    data, fakes = {"real": rows[:12], "penalty": jnp.asarray(2.0)}, rows[12:]
+    product = lambda p, x, d, ctx, v: hvp(wrmf, p, v, x, d, ctx)
+    structure = bilevel.Structure(
+        blocks=lambda p, x, d, ctx: diagonal_blocks(lambda v: product(p, x, d, ctx, v), p)
+    )
+    run = lambda solve: jax.jit(value_and_hypergrad(promotion, solve))(fakes, params0, data, KEY)
+    inner = bilevel.fixed_point(als, steps=500)
+    plain = run(implicit(inner, cg(rtol=1e-9), objective=wrmf))
+    preconditioned = cg(rtol=1e-9, preconditioner="block_jacobi")
+    faster = run(implicit(inner, preconditioned, objective=wrmf, structure=structure))
+    direct = run(implicit(inner, gmres(rtol=1e-9, max_steps=400, restart=60)))
+    for estimate in (plain, faster, direct):
+        assert Code(int(estimate.diagnosis.code)) is Code.OK
+        close(estimate.grad, plain.grad, 1e-5)
+    assert int(faster.diagnosis.iterations) < int(plain.diagnosis.iterations)
+    few = run(implicit(bilevel.fixed_point(als, steps=3), cg(rtol=1e-9), objective=wrmf))
+    assert Code(int(few.diagnosis.code)) is not Code.OK
+
+
+def test_a_structures_own_product_and_solve_are_used(trained):
+    """Handed-in pieces give the generic numbers; a wrong solve is caught by its residual."""
+    _, x, params0, data, params = trained
+    calls = []
+
+    def product(p, x, d, ctx, v):
+        calls.append("product")
+        held = lambda q, y: robust(q, {**x, **y}, d, ctx)
+        floats = {name: x[name] for name in ("shift", "weight")}
+        through, cross = jax.jvp(lambda q: jax.grad(held, (0, 1))(q, floats), (p,), (v,))[1]
+        return through, {**cross, "count": None}
+
+    def solve(p, x, d, ctx, b, error=0.0):
+        calls.append("solve")
+        flat, back = jax.flatten_util.ravel_pytree(p)
+        hessian = jax.hessian(lambda q: robust(back(q), x, d, ctx))(flat)
+        return back((1 + error) * jnp.linalg.solve(hessian, jax.flatten_util.ravel_pytree(b)[0]))
+
+    def run(structure):
+        inner = bilevel.gradient_descent(robust, optax.sgd(0.01), steps=4000, structure=structure)
+        return jax.jit(value_and_hypergrad(promote, implicit(inner)))(x, params0, data, KEY)
+
+    estimate = run(bilevel.Structure(product=product, solve=solve))
+    assert set(calls) == {"product", "solve"}
+    assert Code(int(estimate.diagnosis.code)) is Code.OK
+    close(flat_x(estimate.grad), dense_oracle(x, params, data), 1e-10)
+    wrong = run(bilevel.Structure(solve=lambda *args: solve(*args, error=0.01)))
+    assert Code(int(wrong.diagnosis.code)) is Code.NOT_CONVERGED
+
+
+def test_minibatch_lissa_draws_from_the_loops_batches(x64):
+    rng = np.random.default_rng(0)
+    data = {"rows": jnp.asarray(rng.normal(size=(40, 3))), "y": jnp.asarray(rng.normal(size=40))}
+
+    def loss(p, x, d, ctx):
+        index = jnp.arange(40) if ctx.batch is None else ctx.batch.index
+        mask = jnp.ones(40) if ctx.batch is None else ctx.batch.mask
+        error = d["rows"][index] @ p - d["y"][index] - x[index]
+        return 0.5 * jnp.sum(mask * error**2) / jnp.sum(mask)
+
+    batches = bilevel.minibatches(40, 10)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.1), steps=1, batches=batches)
+    solution = jnp.linalg.lstsq(data["rows"], data["y"])[0]
+    solver = lissa(60, scale=4.0, repeats=200, minibatch=True, rtol=0.1)
+    at = (jnp.zeros(40), solution, data, KEY)
+    # one minibatch step moves the start, so the tolerance is opened: the subject is the solve
+    run = lambda s: jax.jit(
+        value_and_hypergrad(lambda p, x, d: jnp.sum(p), implicit(inner, s, tolerance=10.0))
+    )(*at)
+    noisy, exact = run(solver), run(cg(rtol=1e-10))
+    assert Code(int(noisy.diagnosis.code)) is Code.OK
+    assert float(jnp.linalg.norm(noisy.grad - exact.grad)) > 0
+    close(noisy.grad, exact.grad, 0.1)
+
+
+def test_users_sharded_over_a_mesh(x64, devices8):
+    rows, params0 = toy(KEY, 16, 10, 3, 0.3)
+    data, fakes = {"real": rows[:8], "penalty": jnp.asarray(5.0)}, rows[8:]
+    inner = bilevel.gradient_descent(wrmf, optax.sgd(1e-3), steps=50)
+    gradient = jax.jit(value_and_hypergrad(promotion, implicit(inner, cg(rtol=1e-10, damping=50.0))))
+    alone = gradient(fakes, params0, data, KEY)
+    mesh = Mesh(np.asarray(devices8), ("users",), axis_types=(AxisType.Auto,))
+    by_user, whole = NamedSharding(mesh, PartitionSpec("users")), NamedSharding(mesh, PartitionSpec())
+    put = jax.device_put
+    spread = gradient(
+        put(fakes, by_user),
+        {"P": put(params0["P"], by_user), "Q": put(params0["Q"], whole)},
+        {"real": put(data["real"], by_user), "penalty": put(data["penalty"], whole)},
+        KEY,
+    )
+    close(spread.grad, alone.grad, 1e-9)
+    assert int(spread.diagnosis.code) == int(alone.diagnosis.code)
+
+
+# ------------------------------------------------------------ influence
+
+
+def ridge(p, w, data, ctx):
+    rows, y = data
+    return 0.5 * jnp.sum(w * (rows @ p - y) ** 2) + 0.5 * 0.7 * jnp.sum(p**2)
+
+
+@pytest.fixture
+def ridge_problem(x64):
+    rng = np.random.default_rng(0)
+    rows, y = jnp.asarray(rng.normal(size=(30, 4))), jnp.asarray(rng.normal(size=30))
+    fit = lambda w: jnp.linalg.solve((rows.T * w) @ rows + 0.7 * jnp.eye(4), rows.T @ (w * y))
+    probe = jnp.asarray(rng.normal(size=4))
+    return rows, y, fit, probe
+
+
+def test_influence_is_leave_one_out_on_ridge(ridge_problem):
+    """To first order, and exactly with Sherman and Morrison's factor `1 / (1 - h_z)`."""
+    rows, y, fit, probe = ridge_problem
+    w = jnp.ones(30)
+    params = fit(w)
+    found = influence(ridge, lambda p, w, d: probe @ p, params, w, (rows, y), solver=cg(rtol=1e-13))
+    assert Code(int(found.linear.code)) is Code.OK
+    left_out = jax.vmap(lambda z: probe @ (fit(w.at[z].set(0.0)) - params))(jnp.arange(30))
+    inverse = jnp.linalg.inv(rows.T @ rows + 0.7 * jnp.eye(4))
+    leverage = jnp.einsum("zd,de,ze->z", rows, inverse, rows)
+    np.testing.assert_allclose(-found.effect / (1 - leverage), left_out, rtol=1e-9)
+    assert float(jnp.corrcoef(-found.effect, left_out)[0, 1]) > 0.99
+    step = 1e-5
+    ahead, behind = (
+        jax.vmap(lambda z, s=s: probe @ fit(w.at[z].add(s)))(jnp.arange(30)) for s in (step, -step)
+    )
+    np.testing.assert_allclose(found.effect, (ahead - behind) / (2 * step), rtol=1e-6, atol=1e-10)
+
+
+def test_influence_of_contents_and_of_a_scalar_that_reads_them(ridge_problem):
+    rows, y, _, probe = ridge_problem
+    fit = lambda y: jnp.linalg.solve(rows.T @ rows + 0.7 * jnp.eye(4), rows.T @ y)
+    loss = lambda p, y, rows, ctx: ridge(p, jnp.ones(30), (rows, y), ctx)
+    scalar = lambda p, y, rows: jnp.sin(probe @ p) + y[0] ** 2
+    found = influence(loss, scalar, fit(y), y, rows, solver=dense())
+    np.testing.assert_allclose(found.effect, jax.grad(lambda y: scalar(fit(y), y, rows))(y), rtol=1e-9)
+
+
+def test_influence_on_one_users_own_parameters(ridge_problem):
+    """`block` holds everything else fixed: fast influence analysis."""
+    rows, y, fit, probe = ridge_problem
+    w = jnp.ones(30)
+    found = influence(ridge, lambda p, w, d: probe @ p, fit(w), w, (rows, y), solver=block(lambda p: p[:2]))
+    gradients = rows * (rows @ fit(w) - y)[:, None]
+    own = rows[:, :2].T @ rows[:, :2] + 0.7 * jnp.eye(2)
+    np.testing.assert_allclose(found.effect, -gradients[:, :2] @ jnp.linalg.solve(own, probe[:2]), rtol=1e-9)
+    assert Code(int(found.linear.code)) is Code.OK
+
+
+def test_influence_composes_and_is_judged(ridge_problem):
+    rows, y, fit, _ = ridge_problem
+    w = jnp.ones(30)
+    ask = lambda p, probe: influence(ridge, lambda p, w, d: probe @ p, p, w, (rows, y), solver=cg(rtol=1e-12))
+    many = jax.jit(jax.vmap(ask, (None, 0)))(fit(w), jnp.eye(4))  # the scores of four items
+    assert many.effect.shape == (4, 30)
+    assert set(many.linear.code.tolist()) == {int(Code.OK)}
+    away = jax.jit(ask)(fit(w) + 1.0, jnp.ones(4))
+    assert Code(int(away.linear.code)) is Code.NOT_STATIONARY
+
+
+# ------------------------------------------------------------ bad calls
+
+LOOP = bilevel.gradient_descent(lambda p, x, data, ctx: jnp.sum((p - x) ** 2), optax.sgd(0.1), steps=2)
+FIXED = bilevel.fixed_point(lambda p, x, data, ctx: 0.5 * p + x, steps=2)
+
+
+@pytest.mark.parametrize(
+    ("make", "error_type", "text"),
+    [
+        (lambda: implicit("loop"), TypeError, "expected an Inner"),
+        (lambda: implicit(LOOP, "cg"), TypeError, "expected a linear solver such as bilevel.cg"),
+        (lambda: implicit(LOOP, cg), TypeError, "got function"),
+        (lambda: implicit(LOOP, tolerance=0), ValueError, "tolerance=0: expected a finite number > 0"),
+        (lambda: implicit(FIXED, cg()), ValueError, "use gmres, normal_cg, neumann or dense"),
+        (lambda: implicit(LOOP, cg(preconditioner="block_jacobi")), ValueError, "bilevel.diagonal_blocks"),
+        (lambda: implicit(LOOP, lissa(3, minibatch=True)), ValueError, "batches=minibatches"),
+        (lambda: influence(None, None, 0.0, 0.0, tolerance=-1), ValueError, "tolerance=-1"),
+        (
+            lambda: influence(ridge, None, 0.0, 0.0, solver=lissa(3, minibatch=True)),
+            ValueError,
+            "batches=minibatches",
+        ),
+    ],
+)
+def test_bad_calls(make, error_type, text):
+    with pytest.raises(error_type, match=text):
+        make()
+
+
+def test_a_loss_that_closes_over_a_traced_value_is_refused(x64):
+    def value(rate):
+        inner = bilevel.gradient_descent(
+            lambda p, x, data, ctx: rate * jnp.sum((p - x) ** 2), optax.sgd(0.1), steps=2
+        )
+        return jnp.sum(implicit(inner, cg())(jnp.ones(2), jnp.zeros(2), None, KEY))
+
+    with pytest.raises(TypeError, match="closes over traced values"):
+        jax.grad(value)(1.0)
+
+
+def test_repr():
+    assert repr(implicit(LOOP)).startswith("implicit(gradient_descent(steps=2), cg(")
+    assert "gmres" in repr(implicit(FIXED))
