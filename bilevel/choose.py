@@ -50,6 +50,8 @@ def choose(inner: Inner, outer: Callable[..., Any], *, memory: int | str | None 
     """The exact estimator with the fastest memory policy that fits into `memory`, decided from the shapes it
     is called with.
 
+    Under `vmap` the limit is for one example.
+
     Args:
       inner: the loop.
       outer: the outer loss `(params, x, data) -> scalar`; what its gradient keeps counts too.
@@ -135,12 +137,19 @@ def _step_sizes(inner: Inner, outer, x, params0, data, key) -> tuple[int, int, i
 
     args = (x, params0, data, key)
     state, saved = jax.eval_shape(one_step, *args)
-    held = sum(map(_size, jax.tree.leaves((x, data))))
-    everything = max(_total(jax.eval_shape(step_residuals, *args)) - held, 0)
+    everything = _computed(step_residuals, args)
     around = (
         _total(jax.eval_shape(outer_residuals, *args)) + 3 * _total(params0) + _total(trees.split(x).inexact)
     )
-    return _total(state), _total(saved), everything, around
+    return _total(state), _total(saved) + _total(state.aux), everything, around
+
+
+def _computed(function: Callable[..., Any], args) -> int:
+    """Bytes of what `function` returns that are not its own arguments: those are held once, not once a step."""
+    closed = jax.make_jaxpr(lambda *args: jax.tree.leaves(function(*args)))(*args)
+    held = {id(variable) for variable in (*closed.jaxpr.invars, *closed.jaxpr.constvars)}
+    made = {id(v): v.aval for v in closed.jaxpr.outvars if id(v) not in held and not hasattr(v, "val")}
+    return sum(_size(aval) for aval in made.values())
 
 
 def _total(tree) -> int:
@@ -148,9 +157,9 @@ def _total(tree) -> int:
 
 
 def _size(leaf) -> int:
-    if jax.dtypes.issubdtype(jax.numpy.result_type(leaf), jax.dtypes.prng_key):
-        return 8
-    return int(np.prod(np.shape(leaf))) * np.dtype(jax.numpy.result_type(leaf)).itemsize
+    dtype = getattr(leaf, "dtype", None) or jax.numpy.result_type(leaf)
+    each = 8 if jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) else np.dtype(dtype).itemsize
+    return int(np.prod(np.shape(leaf))) * each
 
 
 def _bytes(memory: int | str | None) -> int | None:

@@ -86,7 +86,8 @@ class ValueAndHypergrad:
         start = state.params if self.warm_params else params0
         estimate, linear = self._estimate(x, start, data, key, state.linear if self.warm_linear else None)
         if self.warm_linear and linear is not None:
-            good = trees.all_finite(linear.value)
+            usable = jnp.array([Code.OK, Code.NOT_STATIONARY, Code.NOT_CONVERGED], jnp.int32)
+            good = trees.all_finite(linear.value) & jnp.any(linear.code == usable)
             linear = jax.tree.map(lambda new, old: jnp.where(good, new, old), linear.value, state.linear)
         else:
             linear = state.linear
@@ -94,15 +95,14 @@ class ValueAndHypergrad:
 
     def _estimate(self, x, params0, data, key, start):
         inner, wants = self.solve.inner, Wants(x=True, params0=False, data=False)
-        check_closure(inner, x, params0, data, key)
+        check_closure(inner, x, params0, data, key, self.solve.reads)
         params, saved = self.solve.run(x, params0, data, key, wants)
         halves = trees.split(x)
         outer = lambda params, inexact: self.outer(params, trees.join(inexact, halves.rest), data)
         value, (params_bar, direct) = jax.value_and_grad(outer, (0, 1))(params, halves.inexact)
         bars, linear = self.solve.pull(saved, x, params0, data, key, params_bar, wants, start)
         grad = trees.add(direct, trees.split(bars.x).inexact)
-        aux = inner.aux.init(params0, x, data, key) if inner.aux else ()
-        slope = inner.stationarity(params, x, data, inner.final_context(key, aux))
+        slope = inner.stationarity(params, x, data, inner.final_context(key, saved[-1]))
         return Hypergrad(value, grad, params, _diagnose(value, grad, trees.norm(slope), linear)), linear
 
 

@@ -9,12 +9,14 @@ variable and `ctx` holds the step's key, its number, its batch and the auxiliary
 key and its number only, so every estimator sees the same batches whatever part of the loop it replays.
 """
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Int
 
@@ -85,6 +87,10 @@ class Minibatches:
         """Steps an epoch takes, `ceil(count / size)`."""
         return -(-self.count // self.size)
 
+    def all_rows(self) -> Batch:
+        """Every row once, in order."""
+        return Batch(jnp.arange(self.count, dtype=jnp.int32), jnp.ones(self.count, bool))
+
     def draw(self, key: Array, step: Int[Array, ""] | int) -> Batch:
         """The batch of one step: a function of the loop's key and the step number only."""
         epoch, position = jnp.divmod(jnp.asarray(step), self.per_epoch)
@@ -154,13 +160,14 @@ class Inner:
 
     def context(self, key: Array, step: Any, aux: Any = ()) -> Ctx:
         """The context of step number `step`: key and batch follow from the loop's key and the number alone."""
-        for_steps, for_batches = jax.random.split(key)
+        _, for_steps, for_batches = jax.random.split(key, 3)
         batch = self.batches.draw(for_batches, step) if self.batches else None
         return Ctx(jax.random.fold_in(for_steps, step), step, batch, aux)
 
     def final_context(self, key: Array, aux: Any = ()) -> Ctx:
-        """The full-batch context after the last step, in which stationarity is judged."""
-        return self.context(key, jnp.asarray(self.steps), aux)._replace(batch=None)
+        """The context after the last step, in which stationarity is judged: all rows in one batch."""
+        everything = self.batches.all_rows() if self.batches else None
+        return self.context(key, jnp.asarray(self.steps), aux)._replace(batch=everything)
 
 
 def gradient_descent(
@@ -213,6 +220,7 @@ def gradient_descent(
             "gradient_descent: optimizer must be an optax transformation such as optax.adam(1e-2), "
             f"got {type(optimizer).__name__}"
         )
+    _check_update(optimizer)
     structure = structure or Structure()
     gradient = jax.grad(loss)
 
@@ -232,8 +240,8 @@ def gradient_descent(
         opt = trees.split(state.opt)
 
         def moved(grads, opt_inexact, params):
-            params, new_opt = advance(grads, trees.join(opt_inexact, opt.rest), params)
-            return params, trees.split(new_opt).inexact
+            new, new_opt = advance(grads, trees.join(opt_inexact, opt.rest), params)
+            return _like(new, params), trees.split(_like(new_opt, state.opt)).inexact
 
         _, back = jax.vjp(moved, grads, opt.inexact, state.params)
         grads_bar, opt_bar, params_bar = back((bar.params, bar.opt))
@@ -242,7 +250,7 @@ def gradient_descent(
 
     def init(params0, x, data, key):
         _check_params(params0)
-        start = aux.init(params0, x, data, key) if aux else ()
+        start = aux.init(params0, x, data, jax.random.split(key, 3)[0]) if aux else ()
         return InnerState(params0, optimizer.init(params0), jax.lax.stop_gradient(start))
 
     return Inner(
@@ -298,14 +306,14 @@ def fixed_point(update: Callable[..., Any], steps: int, *, batches: Minibatches 
 
         def moved(params, x_inexact, data_inexact):
             held = (trees.join(x_inexact, x_halves.rest), trees.join(data_inexact, data_halves.rest))
-            return update(params, *held, ctx)
+            return _like(update(params, *held, ctx), params)
 
         _, back = jax.vjp(moved, state.params, x_halves.inexact, data_halves.inexact)
         params_bar, x_bar, data_bar = back(bar.params)
         return InnerState(params_bar, bar.opt, None), x_bar, data_bar if wants.data else None
 
     def stationarity(params, x, data, ctx):
-        return jax.tree.map(jnp.subtract, params, update(params, x, data, ctx))
+        return jax.tree.map(jnp.subtract, params, _like(update(params, x, data, ctx), params))
 
     return Inner(steps, "fixed_point", init, step, replay, pull, stationarity, update=update, batches=batches)
 
@@ -345,6 +353,17 @@ def _check_params(params) -> None:
             )
 
 
+def _check_update(optimizer) -> None:
+    parameters = inspect.signature(optimizer.update).parameters.values()
+    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    if needed:
+        raise TypeError(
+            f"gradient_descent: this optimizer's update needs {', '.join(needed)} (a line search, or a step size "
+            "from the loss); the engine passes gradient, state and parameters only. Use a first-order optimizer, "
+            "or write the step as a fixed_point"
+        )
+
+
 def _positive(name: str, value) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{name}={value!r}: expected a positive integer")

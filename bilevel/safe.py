@@ -151,8 +151,8 @@ def differentiable(update: Callable[..., Any]) -> Callable[..., Any]:
     derivatives.
 
     `update` is any function of pytrees of arrays, usually `optimizer.update`. Control flow inside it (`cond`,
-    `scan`, nested `jit`) is followed; a `while_loop` is left as it is, since reverse mode does not pass
-    through it anyway.
+    `scan`, nested `jit`) is followed; a `while_loop` is left as it is, since reverse mode does not pass through it
+    anyway, and so is a function that brings a derivative rule of its own.
 
     >>> import optax
     >>> adam = optax.adam(0.1)
@@ -183,7 +183,9 @@ def _evaluate(jaxpr: jex.Jaxpr, consts, args):
     values: dict[Any, Any] = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*consts, *args], strict=True))
 
     def read(atom):
-        return atom.val if isinstance(atom, jex.Literal) else values[atom]
+        if isinstance(atom, jex.Literal):  # a bare number would promote bfloat16
+            return jnp.asarray(atom.val, atom.aval.dtype)
+        return values[atom]
 
     for equation in jaxpr.eqns:
         outputs = _apply(equation, [read(atom) for atom in equation.invars])
@@ -192,8 +194,8 @@ def _evaluate(jaxpr: jex.Jaxpr, consts, args):
 
 
 def _closed(params: dict[str, Any]) -> jex.ClosedJaxpr | None:
-    """The jaxpr a call-like equation (jit, checkpoint, custom_jvp) wraps, if it is one."""
-    for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
+    """The jaxpr a call-like equation wraps, if it is one."""
+    for name in ("jaxpr", "call_jaxpr"):
         if isinstance(params.get(name), jex.ClosedJaxpr):
             return params[name]
     return None
@@ -210,7 +212,7 @@ def _apply(equation, args):
     if name == "scan":
         return _scan(params, args)
     closed = _closed(params)
-    if closed is not None and name in ("jit", "pjit", "closed_call", "custom_jvp_call"):
+    if closed is not None and name in ("jit", "pjit", "closed_call"):
         return _evaluate(closed.jaxpr, closed.consts, args)
     bound = equation.primitive.get_bind_params(
         params

@@ -45,12 +45,13 @@ class Solve:
     Attributes:
       inner: the loop.
       name: which estimator, with its settings.
-      run: `(x, params0, data, key, wants) -> (params, saved)`.
+      run: `(x, params0, data, key, wants) -> (params, saved)`; the last entry of `saved` is the final auxiliary state.
       pull: `(saved, x, params0, data, key, params_bar, wants, start) -> (Cotangents, LinearResult | None)`;
         `start` warm-starts a linear solve, and is ignored by estimators that have none.
       plain: the same map as ordinary JAX code, for the estimators that are (those also work in forward mode);
         else None.
       approximate: what the estimator leaves out, in words ("" for exact ones).
+      reads: functions `(x, params0, data, key)` its derivative reads besides the loop, for `check_closure`.
     """
 
     inner: Inner
@@ -59,13 +60,14 @@ class Solve:
     pull: Callable[..., tuple[Cotangents, Any]]
     plain: Callable[..., Any] | None = None
     approximate: str = ""
+    reads: tuple[Callable[..., Any], ...] = ()
 
     def __repr__(self) -> str:
         return self.name
 
     def __call__(self, x: Any, params0: Any, data: Any, key: Array) -> Any:
         """Parameters after the loop; differentiable in `x`, and in `params0` and `data` where the estimator is."""
-        check_closure(self.inner, x, params0, data, key)
+        check_closure(self.inner, x, params0, data, key, self.reads)
         if self.plain is not None:
             return self.plain(x, params0, data, key)
         return self._custom(x, params0, data, key)
@@ -98,26 +100,41 @@ class Solve:
         return bars.x, bars.params0, bars.data, None
 
 
-def check_closure(inner: Inner, x: Any, params0: Any, data: Any, key: Array) -> None:
+def check_closure(
+    inner: Inner, x: Any, params0: Any, data: Any, key: Array, also: tuple[Callable[..., Any], ...] = ()
+) -> None:
     """Refuse a loss, an update or an optimizer that closes over a traced value: its derivative would silently
     be lost.
+
+    Args:
+      inner, x, params0, data, key: the loop and what it is called with.
+      also: further functions `(x, params0, data, key)` that the derivative reads.
 
     Raises:
       TypeError: naming the shapes of the traced values found, and what to do.
     """
 
-    def one_step(x, params0, data, key):
+    def everything_read(x, params0, data, key):
         state = inner.init(params0, x, data, key)
-        return inner.step(state, x, data, inner.context(key, 0, state.aux))
+        ctx = inner.context(key, 0, state.aux)
+        if inner.aux is not None:
+            ctx = ctx._replace(aux=inner.aux.update(state.aux, params0, x, data, ctx))
+        read = [inner.step(state, x, data, ctx)]
+        product, blocks, inverse = inner.structure
+        read += [product(params0, x, data, ctx, params0)] if product else []
+        read += [blocks(params0, x, data, inner.final_context(key, ctx.aux))] if blocks else []
+        read += [inverse(params0, x, data, inner.final_context(key, ctx.aux), params0)] if inverse else []
+        return read, [function(x, params0, data, key) for function in also]
 
-    closed = jax.make_jaxpr(one_step)(x, params0, data, key)
+    closed = jax.make_jaxpr(everything_read)(x, params0, data, key)
     traced = [const for const in closed.consts if isinstance(const, jax.core.Tracer)]
     if traced:
         found = ", ".join(f"{t.dtype}{list(t.shape)}" for t in traced)
         raise TypeError(
             f"{inner!r}: its loss, update or optimizer closes over traced values ({found}). A derivative through the "
-            "inner loop cannot see them. Pass what is differentiated in `x` and everything else in `data` "
-            "(a traced learning rate can scale the loss from either)."
+            "inner loop cannot see them. Pass what is differentiated in `x` and everything else in `data`; make "
+            "constants with NumPy inside jit. A traced learning rate has to scale the loss (SGD) or the update "
+            "of a fixed_point."
         )
 
 

@@ -58,7 +58,8 @@ def add(left: Any, right: Any) -> Any:
 
 def dot(left: Any, right: Any) -> jax.Array:
     """Inner product of two trees of one structure, a scalar."""
-    parts = jax.tree.leaves(jax.tree.map(jnp.vdot, left, right))
+    full = jax.lax.Precision.HIGHEST  # accelerators round products of float32 otherwise
+    parts = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b, precision=full), left, right))
     return sum(parts[1:], start=parts[0]) if parts else jnp.zeros(())
 
 

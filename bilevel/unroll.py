@@ -30,6 +30,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from bilevel import trees
@@ -87,7 +88,7 @@ def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: in
     >>> float(jax.grad(lambda x: solve(x, jnp.array(0.0), None, jax.random.key(0)))(1.0))
     0.5
     """
-    if not isinstance(tau, int) or isinstance(tau, bool) or not 0 <= tau <= inner.steps:
+    if not isinstance(tau, int | np.integer) or isinstance(tau, bool) or not 0 <= tau <= inner.steps:
         raise ValueError(
             f"truncated: tau={tau!r} for a loop of {inner.steps} steps; expected an integer in [0, {inner.steps}]"
         )
@@ -183,7 +184,7 @@ def _segment_length(tau: int, memory: Memory, segments: int | None, label: str) 
         return 1
     if segments is None:
         return _balanced(tau)
-    if not isinstance(segments, int) or not 1 <= segments <= max(tau, 1):
+    if not isinstance(segments, int | np.integer) or not 1 <= segments <= max(tau, 1):
         raise ValueError(
             f"{label}: segments={segments!r}; expected an integer in [1, {max(tau, 1)}], the steps differentiated"
         )
@@ -232,14 +233,17 @@ def _make_run(plan: _Plan):
 
     def run(x, params0, data, key, wants: Wants):
         state = inner.init(params0, x, data, key)
-        if not any(wants):
-            return _run_to(inner, state, x, data, key, 0, plan.stop).params, ()
+        if not any(wants):  # nobody differentiates
+            state = _run_to(inner, state, x, data, key, 0, plan.stop)
+            return state.params, ((), state.aux)
         state = _run_to(inner, state, x, data, key, 0, plan.start)
+        if plan.start > 0:  # a constant for second derivatives too, which differentiate this very function
+            state = jax.tree.map(_constant, state)
         tapes = []
         for chunk in _chunks(plan):
             state, tape = _record(plan, chunk, state, x, data, key)
             tapes.append(tape)
-        return state.params, tapes
+        return state.params, (tapes, state.aux)
 
     return run
 
@@ -261,7 +265,8 @@ def _record(plan: _Plan, chunk: _Chunk, state, x, data, key):
 def _make_pull(plan: _Plan):
     inner = plan.inner
 
-    def pull(tapes, x, params0, data, key, params_bar, wants: Wants, start=None):
+    def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
+        tapes, _ = saved
         x_bar = trees.zeros(trees.split(x).inexact)
         data_bar = trees.zeros(trees.split(data).inexact) if wants.data else None
         if plan.start == plan.stop:
@@ -326,7 +331,7 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
     start = inner.steps - tau
     checkpoint = lambda body: body if memory == "keep" else jax.checkpoint(body, prevent_cse=False)
 
-    def plain(x, params0, data, key):
+    def train(x, params0, data, key):
         held = jax.tree.map(_constant, (x, params0, data)) if start else (x, params0, data)
         state = inner.init(held[1], held[0], held[2], key)
         state = (
@@ -343,19 +348,23 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
             )
             outside = checkpoint(segment) if memory == "segments" else segment
             state = _scan_steps(outside, state, 0, chunk.count)[0]
-        return state.params
+        return state.params, lax.stop_gradient(state.aux)
 
     def run(x, params0, data, key, wants: Wants):
         halves = [trees.split(tree) for tree in (x, params0, data)]
         join = lambda inexact: [
             trees.join(part, half.rest) for part, half in zip(inexact, halves, strict=True)
         ]
-        return jax.vjp(lambda *inexact: plain(*join(inexact), key), *(half.inexact for half in halves))
+        inexact = (half.inexact for half in halves)
+        params, back, aux = jax.vjp(lambda *inexact: train(*join(inexact), key), *inexact, has_aux=True)
+        return params, (back, aux)
 
     def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
-        x_bar, params0_bar, data_bar = saved(params_bar)
+        back, _ = saved
+        x_bar, params0_bar, data_bar = back(params_bar)
         return Cotangents(x_bar, params0_bar, data_bar), None
 
+    plain = lambda x, params0, data, key: train(x, params0, data, key)[0]
     return Solve(inner, name, run, pull, plain=plain, approximate=missing)
 
 

@@ -51,6 +51,25 @@ def test_order_and_limit(table):
     assert temporaries[1] < 0.6 * temporaries[0]
 
 
+def test_inputs_are_not_taken_for_residuals():
+    """A large `data` that no residual holds must not hide the residuals that there are."""
+    loss = lambda p, x, data, ctx: jnp.sum((jnp.sin(p * jnp.sum(x)) - jnp.sum(data)) ** 2)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.1), 64)
+    args = (jnp.ones(3), jnp.ones(10_000), jnp.ones(80_000), KEY)
+    keep = {cost.memory: cost for cost in bilevel.costs(inner, lambda p, x, data: jnp.sum(p), *args)}["keep"]
+    value = lambda x: jnp.sum(bilevel.unrolled(inner, memory="keep")(x, *args[1:]))
+    measured = jax.jit(jax.grad(value)).lower(args[0]).compile().memory_analysis().temp_size_in_bytes
+    assert keep.bytes > 0.4 * measured
+
+
+def test_auxiliary_state_counts():
+    aux = bilevel.Aux(lambda *_: jnp.zeros(5000), lambda aux, p, x, data, ctx: aux + 1)
+    loss_too = lambda p, x, data, ctx: jnp.sum((p - x) ** 2) * ctx.aux[0]
+    inner = bilevel.gradient_descent(loss_too, optax.sgd(0.1), STEPS, aux=aux)
+    table = bilevel.costs(inner, lambda p, x, data: jnp.sum(p), jnp.ones(3), jnp.ones(3), None, KEY)
+    assert {cost.memory: cost.bytes for cost in table}["replay"] > STEPS * 5000 * 4
+
+
 def test_nothing_fits():
     with pytest.raises(ValueError, match="the leanest, 'lean'"):
         bilevel.choose(INNER, outer, memory="10KB")(*ARGS)

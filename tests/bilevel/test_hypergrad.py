@@ -69,6 +69,42 @@ def test_non_finite_is_reported():
     assert int(estimate.diagnosis.code) == Code.NON_FINITE
 
 
+def test_gradient_norm_sees_the_auxiliary_state_of_the_end():
+    """The loss pulls p to aux * x; aux is 0 at first and 5 from then on, so at p = 5 the loop is at rest."""
+    aux = bilevel.Aux(init=lambda *_: jnp.zeros(()), update=lambda aux, p, x, data, ctx: jnp.full((), 5.0))
+    inner = bilevel.gradient_descent(
+        lambda p, x, d, ctx: jnp.sum((p - ctx.aux * x) ** 2), optax.sgd(0.25), 40, aux=aux
+    )
+    for memory in ("keep", "replay", "lean"):
+        solve = bilevel.value_and_hypergrad(outer, bilevel.unrolled(inner, memory=memory))
+        assert float(solve(jnp.ones(2), jnp.zeros(2), None, KEY).diagnosis.gradient_norm) < 1e-4
+
+
+def test_losses_that_need_their_batch(x64):
+    """A loss that reads ctx.batch without asking whether it is there is judged on all rows at once."""
+    loss = lambda p, x, d, ctx: jnp.sum(ctx.batch.mask * (d[ctx.batch.index] - p - x) ** 2)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.05), 4, batches=bilevel.minibatches(5, 2))
+    estimate = bilevel.value_and_hypergrad(lambda p, x, d: p**2, bilevel.unrolled(inner))(
+        0.5, 1.0, jnp.arange(5.0), KEY
+    )
+    slope = -2 * jnp.sum(jnp.arange(5.0) - estimate.params - 0.5)
+    np.testing.assert_allclose(estimate.diagnosis.gradient_norm, abs(slope), rtol=1e-12)
+
+
+def test_a_diverged_linear_solve_is_not_carried(x64):
+    loss = lambda p, x, data, ctx: jnp.sum((p - x) ** 2)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.25), 40)
+    warm = bilevel.value_and_hypergrad(
+        outer, bilevel.implicit(inner, bilevel.neumann(5, step=1.5)), warm_linear=True
+    )
+    x, params0 = jnp.ones(2), jnp.zeros(2)
+    state = warm.init(x, params0, None)
+    for _ in range(3):
+        estimate, state = warm.update(state, x, params0, None, KEY)
+    assert int(estimate.diagnosis.code) == Code.DIVERGED
+    np.testing.assert_array_equal(state.linear, 0)
+
+
 def test_warm_parameters_are_carried(x64):
     inner, matrix = quadratic(3)
     warm = bilevel.value_and_hypergrad(outer, bilevel.unrolled(inner), warm_params=True)

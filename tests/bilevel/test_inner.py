@@ -86,6 +86,7 @@ def test_integer_parameters_are_refused_with_a_remedy():
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, "adam", 3), "optax transformation"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 0), "steps=0"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 2.5), "steps=2.5"),
+        (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.lbfgs(), 3), "update needs value"),
         (lambda: bilevel.fixed_point(3, 3), "update must be a function"),
         (lambda: bilevel.fixed_point(lambda p, x, d, c: p, -1), "steps=-1"),
         (lambda: bilevel.minibatches(3, 4), "larger than count"),

@@ -112,3 +112,6 @@ def test_derivative_rules_of_others_are_kept():
     doubled = jax.custom_vjp(lambda y: 2 * y)
     doubled.defvjp(lambda y: (2 * y, None), lambda _, g: (7 * g,))
     assert float(jax.grad(differentiable(doubled))(1.0)) == 7.0
+    straight = jax.custom_jvp(jnp.round)
+    straight.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
+    assert float(jax.grad(differentiable(straight))(1.2)) == 1.0

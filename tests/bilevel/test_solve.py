@@ -40,7 +40,7 @@ def test_a_traced_learning_rate_is_refused_too():
             jnp.ones(2), jnp.zeros(2), None, KEY
         )
     )
-    with pytest.raises(TypeError, match="a traced learning rate"):
+    with pytest.raises(TypeError, match="A traced learning rate"):
         jax.grad(run)(0.1)
 
 

@@ -277,3 +277,30 @@ def test_bad_input(call, message):
     inner = bilevel.gradient_descent(lambda p, x, data, ctx: (p - x) ** 2, optax.sgd(0.1), steps=STEPS)
     with pytest.raises((ValueError, TypeError), match=message):
         call(inner)
+
+
+def test_second_derivatives_are_those_of_the_cut_loop(wrmf_problem):
+    """Differentiating twice must not look behind the cut, whatever the memory policy."""
+    p, key = wrmf_problem, jax.random.key(0)
+    inner = p.inner(optax.adam(0.05), 5)
+
+    def product(memory):
+        solve = bilevel.truncated(inner, 2, memory=memory)
+        value = lambda s: p.outer(solve(p.x * jnp.sin(s), p.params0, p.data, key), p.x, p.data)
+        return jax.jit(jax.grad(jax.grad(value)))(0.7)
+
+    expected = product("keep")
+    assert abs(expected) > 1e-6
+    np.testing.assert_allclose([product("replay"), product("lean")], [expected] * 2, rtol=1e-9)
+
+
+def test_updates_that_promote_the_dtype():
+    """bfloat16 parameters and float32 data: the carry keeps its dtype, forward and backward."""
+    update = lambda p, x, data, ctx: 0.5 * p + x
+    loss = lambda p, x, data, ctx: jnp.sum((p - x) ** 2)
+    loops = [bilevel.fixed_point(update, 3), bilevel.gradient_descent(loss, optax.adafactor(0.1), 3)]
+    for inner in loops:
+        value = lambda x, inner=inner: jnp.sum(
+            bilevel.unrolled(inner)(x, jnp.ones(2, jnp.bfloat16), None, jax.random.key(0))
+        )
+        assert np.all(np.isfinite(jax.grad(lambda x, value=value: value(x).astype(jnp.float32))(jnp.ones(2))))
