@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -133,57 +133,23 @@ def spread_back(c: Float[Array, "E"], A: Float[Array, "R D"], cells: Observed) -
     return _spread_p.bind(c, A, *cells, transpose=True)
 
 
-@jax.custom_jvp
-def sampled_pair(A: Array, VA: Array, B: Array, VB: Array, cells: Observed) -> tuple[Array, Array]:
-    """`sampled` and its derivative along `(VA, VB)` in one pass: `A.B` and `VA.B + A.VB` at every cell."""
-    left, right = jnp.concatenate([A, VA], 1), jnp.concatenate([B, VB], 1)
-    D, one = A.shape[1], jnp.ones(A.shape[1], A.dtype)
-
-    def read(row, col):
-        a, b = left[row], right[col]
-        return (a[:, :D] * b[:, :D]) @ one, (a[:, D:] * b[:, :D] + a[:, :D] * b[:, D:]) @ one
-
-    r, dr = _walk(read, cells, 2, A.dtype)
-    return r, dr
-
-
-@sampled_pair.defjvp
-def _sampled_pair_jvp(primals, tangents):
-    A, VA, B, VB, cells = primals
-    dA, dVA, dB, dVB, _ = tangents
-    value = lambda A, VA, B, VB: (sampled(A, B, cells), sampled(VA, B, cells) + sampled(A, VB, cells))
-    _, moved = jax.jvp(value, (A, VA, B, VB), (dA, dVA, dB, dVB))
-    return sampled_pair(A, VA, B, VB, cells), moved
-
-
 # ------------------------------------------------------------------------------------------------ kernels
 
 
-def _walk(
-    read: Callable[..., tuple[Array, ...]], cells: Observed, outputs: int, dtype: Any
-) -> tuple[Array, ...]:
-    """`read(row, col)` on every chunk of cells up to the last real one."""
-    slots = cells.row.shape[0]
-    count = cells.row_start[-1]
-
-    def step(k, done):
-        at = k * CHUNK
-        row, col = (lax.dynamic_slice(a, (at,), (CHUNK,)) for a in (cells.row, cells.col))
-        real = at + jnp.arange(CHUNK) < count
-        return tuple(
-            lax.dynamic_update_slice(d, jnp.where(real, new, 0), (at,))
-            for d, new in zip(done, read(row, col))
-        )
-
-    start = tuple(jnp.zeros(slots, dtype) for _ in range(outputs))
-    return lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, step, start)
-
-
 def _sampled_cpu(A, B, *layout):
+    cells = Observed(*layout)
+    count = cells.row_start[-1]
     one = jnp.ones(
         A.shape[1], A.dtype
     )  # a product with ones: XLA vectorizes it, unlike a sum over the short axis
-    return _walk(lambda row, col: ((A[row] * B[col]) @ one,), Observed(*layout), 1, A.dtype)[0]
+
+    def step(k, done):
+        at = k * CHUNK
+        row, col = (lax.dynamic_slice(ids, (at,), (CHUNK,)) for ids in (cells.row, cells.col))
+        real = at + jnp.arange(CHUNK) < count
+        return lax.dynamic_update_slice(done, jnp.where(real, (A[row] * B[col]) @ one, 0), (at,))
+
+    return lax.fori_loop(0, (count + CHUNK - 1) // CHUNK, step, jnp.zeros(cells.row.shape, A.dtype))
 
 
 def _sampled_any(A, B, *layout):

@@ -105,21 +105,6 @@ def test_spread_differentiates_in_both_arguments(drawn):
     close(jax.hessian(ours)(c, B), jax.hessian(dense)(c, B))
 
 
-def test_pair_is_the_product_and_its_derivative(drawn):
-    cells, _, A, B = drawn
-    VA, VB = jnp.cos(A), jnp.sin(B)
-    close(
-        sparse.sampled_pair(A, VA, B, VB, cells),
-        jax.jvp(lambda A, B: sparse.sampled(A, B, cells), (A, B), (VA, VB)),
-    )
-    loss = lambda A, VA, B, VB: sum(jnp.sum(out**3) for out in sparse.sampled_pair(A, VA, B, VB, cells))
-    plain = lambda A, VA, B, VB: (
-        jnp.sum(sparse.sampled(A, B, cells) ** 3)
-        + jnp.sum((sparse.sampled(VA, B, cells) + sparse.sampled(A, VB, cells)) ** 3)
-    )
-    close(jax.grad(loss, (0, 1, 2, 3))(A, VA, B, VB), jax.grad(plain, (0, 1, 2, 3))(A, VA, B, VB))
-
-
 @pytest.mark.parametrize("seed", range(5))
 def test_select_keeps_exactly_the_chosen_rows(drawn, seed):
     cells, matrix, A, B = drawn
