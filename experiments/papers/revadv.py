@@ -247,7 +247,7 @@ STUDIES = (
     Study(
         "revadv-toy-itemae",
         "Fig. 4b: the same with an item autoencoder as surrogate",
-        lambda quick: toy_cells("itemae", 5, quick),
+        lambda quick: toy_cells("itemae", 3, quick),
         run_toy,
         report_toy,
         (25, 5),
