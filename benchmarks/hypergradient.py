@@ -106,7 +106,8 @@ def main(options: Options) -> int:
     }
     if results["machine"]["load"] > 0.3 * results["machine"]["cores"]:
         console.print(
-            f"[yellow]the machine is busy (load {results['machine']['load']:.1f}): provisional numbers"
+            f"[yellow]the machine is busy (load {results['machine']['load']:.1f}): provisional numbers; pinned to one "
+            "core (taskset -c 0 ...) both sides run on one thread, and the comparison stays fair"
         )
     with tempfile.TemporaryDirectory() as folder:
         for name in dict.fromkeys(options.problems):

@@ -29,7 +29,8 @@ def judge(results: Mapping[str, Any]) -> list[Goal]:
     toy = results["problems"].get("toy", {})
     return [
         _goal("generic exact path, multiples of its forward", "<=", 4.0, lambda: _ratio(large, "generic")),
-        _goal("WRMF exact path, multiples of its forward", "<=", 3.2, lambda: _wrmf_ratio(large)),
+        _goal("WRMF exact path, multiples of the generic forward", "<=", 3.2, lambda: _wrmf_ratio(large)),
+        _goal("the same, multiples of its own forward", "<=", 3.2, lambda: _ratio(large, "wrmf")),
         _goal(
             "leanest exact policy: share of keep-everything's temporaries", "<=", 1 / 12, lambda: _lean(large)
         ),
@@ -82,11 +83,14 @@ def _ratio(problem: Mapping[str, Any], path: str) -> tuple[float, str]:
 
 
 def _wrmf_ratio(problem: Mapping[str, Any]) -> tuple[float, str]:
-    """The path as shipped; beside it the same gradient in multiples of the generic (dense) forward."""
-    value, text = _ratio(problem, "wrmf")
+    """WRMF has a cheaper forward run too, so its gradient is held against both: this is the one all paths share."""
     rows = _exact(problem, "wrmf")
-    generic = rows[_fastest(rows)]["seconds"] / _variants(problem)["generic forward"]["seconds"]
-    return value, f"{text}; {generic:.2f}x the generic forward"
+    if not rows:
+        raise KeyError("exact run of the path wrmf")
+    row, forward = rows[_fastest(rows)], _variants(problem)["generic forward"]
+    cpu = row["cpu_seconds"] / forward["cpu_seconds"]
+    text = f"{_fastest(rows)} {row['seconds']:.3f} s, generic forward {forward['seconds']:.3f} s"
+    return row["seconds"] / forward["seconds"], f"{text} ({cpu:.2f}x in CPU seconds)"
 
 
 def _leanest(problem: Mapping[str, Any], measure: str) -> tuple[str, dict[str, Any]]:

@@ -56,11 +56,12 @@ def test_goals_pass_when_they_are_met(goals):
     ("change", "failing"),
     [
         ({"generic exact keep.seconds": 4.1}, {0}),
-        ({"wrmf exact adjoint.seconds": 3.3}, {1}),
-        ({"generic exact lean.temp_mb": 110.0}, {2}),
-        ({"generic exact lean.seconds": 6.0}, {3}),
-        ({"generic exact lean.peak_rss_mb": 400.0, "wrmf exact adjoint.peak_rss_mb": 400.0}, {4}),
-        ({"higher.seconds": 3.5}, {5, 6}),
+        ({"wrmf exact adjoint.seconds": 3.3}, {1, 2}),
+        ({"wrmf forward.seconds": 0.9}, {2}),
+        ({"generic exact lean.temp_mb": 110.0}, {3}),
+        ({"generic exact lean.seconds": 6.0}, {4}),
+        ({"generic exact lean.peak_rss_mb": 400.0, "wrmf exact adjoint.peak_rss_mb": 400.0}, {5}),
+        ({"higher.seconds": 3.5}, {6, 7}),
     ],
 )
 def test_a_goal_that_is_missed_is_said_to_fall_short(goals, change, failing):
