@@ -59,7 +59,7 @@ def pick(rows: int, cols: int, slots: int) -> Literal["dense", "observed"]:
     | 6040 x 3706, 64      | 4.5%  | 154 (106)  | 33 (30)     | 635                  |
     | 13149 x 14007, 128   | 0.3%  | 1650       | 62 (53)     | 678                  |
 
-    Not measured on an accelerator: name the form there.
+    `benchmarks/all_cells.py` makes the table. Not measured on an accelerator: name the form there.
 
     >>> pick(990, 1682, 100_000), pick(1000, 300, 36_000)
     ('observed', 'dense')
