@@ -24,7 +24,7 @@ from jaxtyping import Array, Float
 import bilevel
 from models import cells, wrmf
 from models.cells import Cells
-from models.recommender import Recommender, cell_weights, flat, positive, settings
+from models.recommender import Recommender, cell_weights, counts, flat, numbers, settings
 from models.wrmf import Data
 
 BLOCK = 64 << 20  # bytes of normal matrices solved at a time
@@ -59,11 +59,11 @@ def als(
     fixed_point(steps=2)
     """
     config = dict(locals())
-    positive("als", factors=factors, sweeps=sweeps, l2=l2, scale=scale)
-    if weight < 1:
-        raise ValueError(f"als: weight={weight}; expected at least 1")
-    numbers = {"weight": weight, "l2": l2}
-    step = partial(sweep, **numbers)
+    counts("als", factors=factors, sweeps=sweeps)
+    numbers("als", 0, open_end=True, l2=l2, scale=scale)
+    numbers("als", 1, weight=weight)
+    constants = {"weight": weight, "l2": l2}
+    step = partial(sweep, **constants)
 
     return Recommender(
         name="als",
@@ -72,8 +72,8 @@ def als(
         init=lambda key, users, items, fakes: flat(
             wrmf.Factors(users, items, fakes, factors, scale, rngs=nnx.Rngs(params=key))
         ),
-        loss=partial(objective, **numbers),
-        embed=partial(embed, **numbers),
+        loss=partial(objective, **constants),
+        embed=partial(embed, **constants),
         score=wrmf.score,
         trainer=lambda users, items, fakes: bilevel.fixed_point(step, sweeps),
     )

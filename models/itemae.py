@@ -30,7 +30,17 @@ import bilevel
 from models import cells, wrmf
 from models.cells import Form
 from models.data.interactions import Interactions
-from models.recommender import Recommender, cell_weights, clicks_only, flat, positive, settings, sound
+from models.recommender import (
+    Recommender,
+    cell_weights,
+    clicks_only,
+    counts,
+    flat,
+    numbers,
+    one_of,
+    settings,
+    sound,
+)
 from models.wrmf import Data
 
 ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
@@ -92,20 +102,7 @@ def itemae(
     """
     hidden = tuple(hidden)
     config = dict(locals())
-    positive(
-        "itemae",
-        learning_rate=learning_rate,
-        epochs=epochs,
-        **{f"hidden[{k}]": n for k, n in enumerate(hidden)},
-    )
-    if not hidden or weight < 1 or l2 < 0 or (batch is not None and batch < 1):
-        raise ValueError(
-            "itemae: expected at least one hidden layer, weight >= 1, l2 >= 0 and batch >= 1 or None; "
-            f"got {hidden=}, {weight=}, {l2=}, {batch=}"
-        )
-    for given, name, allowed in ((activation, "activation", ACTIVATIONS), (form, "form", cells.FORMS)):
-        if given not in allowed:
-            raise ValueError(f"itemae: {name}={given!r}; expected one of {', '.join(allowed)}")
+    _check(**config)
     act = ACTIVATIONS[activation]
     objective = partial(loss, act=act, weight=weight, l2=l2)
 
@@ -126,6 +123,20 @@ def itemae(
         score=wrmf.score,
         trainer=trainer,
     )
+
+
+def _check(*, hidden, activation, learning_rate, weight, l2, epochs, batch, form) -> None:
+    if not hidden:
+        raise ValueError(
+            "itemae: hidden=(); expected at least one hidden layer, for instance (256, 128, 256)"
+        )
+    counts("itemae", epochs=epochs, **({} if batch is None else {"batch": batch}))
+    counts("itemae", **{f"hidden[{k}]": width for k, width in enumerate(hidden)})
+    numbers("itemae", 0, open_end=True, learning_rate=learning_rate)
+    numbers("itemae", 1, weight=weight)
+    numbers("itemae", 0, l2=l2)
+    one_of("itemae", "activation", activation, ACTIVATIONS)
+    one_of("itemae", "form", form, cells.FORMS)
 
 
 PRESETS: Mapping[str, Mapping[str, Any]] = {

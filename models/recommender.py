@@ -20,7 +20,7 @@ and finite differences need it frozen, which `data.observed` does.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -109,11 +109,32 @@ def flat(module: nnx.Module) -> Params:
     return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
-def positive(name: str, **values: float) -> None:
-    """Raise unless every value is a finite number above 0."""
+def counts(name: str, **values: Any) -> None:
+    """Raise unless every value is a whole number of at least 1.
+
+    >>> counts("wrmf", factors=2.5)
+    Traceback (most recent call last):
+    ...
+    ValueError: wrmf: factors=2.5; expected a whole number of at least 1
+    """
     for argument, value in values.items():
-        if not isinstance(value, int | float) or not 0 < value < float("inf"):
-            raise ValueError(f"{name}: {argument}={value!r}; expected a number > 0")
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}: {argument}={value!r}; expected a whole number of at least 1")
+
+
+def numbers(name: str, low: float, *, open_end: bool = False, **values: Any) -> None:
+    """Raise unless every value is a finite number of at least `low` (above it, if `open_end`)."""
+    for argument, value in values.items():
+        fits = isinstance(value, int | float) and not isinstance(value, bool) and low <= value < float("inf")
+        if not fits or (open_end and value == low):
+            expected = f"a number above {low:g}" if open_end else f"a number of at least {low:g}"
+            raise ValueError(f"{name}: {argument}={value!r}; expected {expected}")
+
+
+def one_of(name: str, argument: str, value: Any, allowed: Collection[str]) -> None:
+    """Raise unless `value` is one of the names in `allowed`."""
+    if value not in allowed:
+        raise ValueError(f"{name}: {argument}={value!r}; expected one of {', '.join(allowed)}")
 
 
 def settings(

@@ -220,18 +220,6 @@ def _primitive(name: str, cpu: Callable, anywhere: Callable, shape: Callable, tu
         bar = turn(ct, None if unknown else left, right if unknown else None, layout, **params)
         return [bar, None, *[None] * len(layout)] if unknown else [None, bar, *[None] * len(layout)]
 
-    def batch(args, dims, **params):
-        """One problem after the other: each one alone fills the cores."""
-        moved = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims)]
-        mapped = [a for a, d in zip(moved, dims) if d is not None]
-
-        def one(slices):
-            slices = iter(slices)
-            full = [a if d is None else next(slices) for a, d in zip(moved, dims)]
-            return made.bind(*full, **params)
-
-        return lax.map(one, mapped), 0
-
     made.def_impl(eager)
     made.def_abstract_eval(
         lambda left, right, *layout, **params: left.update(shape=shape(left, right, *layout, **params))
@@ -240,8 +228,19 @@ def _primitive(name: str, cpu: Callable, anywhere: Callable, shape: Callable, tu
     mlir.register_lowering(made, mlir.lower_fun(cpu, multiple_results=False), platform="cpu")
     ad.primitive_jvps[made] = jvp
     ad.primitive_transposes[made] = transpose
-    batching.primitive_batchers[made] = batch
+    batching.primitive_batchers[made] = partial(_one_by_one, made)
     return made
+
+
+def _one_by_one(made: Primitive, args, dims, **params):
+    """The rule of `vmap`: one problem after the other, since each one alone fills the cores."""
+    moved = [a if d is None else jnp.moveaxis(a, d, 0) for a, d in zip(args, dims)]
+
+    def one(slices):
+        slices = iter(slices)
+        return made.bind(*(a if d is None else next(slices) for a, d in zip(moved, dims)), **params)
+
+    return lax.map(one, [a for a, d in zip(moved, dims) if d is not None]), 0
 
 
 def _turn_sampled(ct, left, right, layout):

@@ -26,7 +26,17 @@ import bilevel
 from models import cells
 from models.cells import Cells, Form
 from models.data.interactions import Interactions
-from models.recommender import Recommender, cell_weights, clicks_only, flat, positive, settings, sound
+from models.recommender import (
+    Recommender,
+    cell_weights,
+    clicks_only,
+    counts,
+    flat,
+    numbers,
+    one_of,
+    settings,
+    sound,
+)
 
 
 class Data(NamedTuple):
@@ -83,13 +93,9 @@ def wrmf(
     {'fake': (100, 16), 'item': (300, 16), 'user': (900, 16)}
     """
     config = dict(locals())
-    positive("wrmf", factors=factors, epochs=epochs, learning_rate=learning_rate, scale=scale)
-    if weight < 1 or l2 < 0 or (batch is not None and batch < 1):
-        raise ValueError(
-            f"wrmf: expected weight >= 1, l2 >= 0 and batch >= 1 or None; got {weight=}, {l2=}, {batch=}"
-        )
-    if form not in cells.FORMS:
-        raise ValueError(f"wrmf: form={form!r}; expected one of {', '.join(cells.FORMS)}")
+    _check(**config)
+    constants = {"weight": weight, "l2": l2}
+    objective = partial(loss, **constants)
 
     def init(key, users, items, fakes):
         return flat(Factors(users, items, fakes, factors, scale, rngs=nnx.Rngs(params=key)))
@@ -99,26 +105,29 @@ def wrmf(
         batches = bilevel.minibatches(rows, batch) if batch is not None and rows > batch else None
         steps = epochs * (batches.per_epoch if batches else 1)
         structure = bilevel.Structure(
-            product=partial(product, weight=weight, l2=l2), blocks=partial(blocks, weight=weight, l2=l2)
+            product=partial(product, **constants), blocks=partial(blocks, **constants)
         )
-        return bilevel.gradient_descent(
-            partial(loss, weight=weight, l2=l2),
-            optax.adam(learning_rate),
-            steps,
-            batches=batches,
-            structure=structure,
-        )
+        adam = optax.adam(learning_rate)
+        return bilevel.gradient_descent(objective, adam, steps, batches=batches, structure=structure)
 
     return Recommender(
         name="wrmf",
         config=config,
         prepare=partial(prepare, form=form),
         init=init,
-        loss=partial(loss, weight=weight, l2=l2),
+        loss=objective,
         embed=lambda params, x, data: params,
         score=score,
         trainer=trainer,
     )
+
+
+def _check(*, factors, learning_rate, weight, l2, epochs, batch, scale, form) -> None:
+    counts("wrmf", factors=factors, epochs=epochs, **({} if batch is None else {"batch": batch}))
+    numbers("wrmf", 0, open_end=True, learning_rate=learning_rate, scale=scale)
+    numbers("wrmf", 1, weight=weight)
+    numbers("wrmf", 0, l2=l2)
+    one_of("wrmf", "form", form, cells.FORMS)
 
 
 _RAPU: Mapping[str, Any] = {"learning_rate": 1e-2, "weight": 20.0, "l2": 1e-5}

@@ -123,7 +123,7 @@ def test_presets_are_the_settings_of_the_released_code():
         ({"hidden": (4, 0)}, r"hidden\[1\]=0"),
         ({"activation": "gelu"}, "tanh, selu, relu"),
         ({"form": "sparse"}, "auto, dense, observed"),
-        ({"l2": -1.0}, "l2 >= 0"),
+        ({"l2": -1.0}, "l2=-1.0"),
     ],
 )
 def test_bad_arguments_say_what_was_expected(arguments, message):
