@@ -184,7 +184,7 @@ def _evaluate(jaxpr: jex.Jaxpr, consts, args):
 
     def read(atom):
         if isinstance(atom, jex.Literal):  # a bare number would promote bfloat16
-            return jnp.asarray(atom.val, atom.aval.dtype)
+            return jnp.asarray(atom.val, getattr(atom.aval, "dtype", None))
         return values[atom]
 
     for equation in jaxpr.eqns:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array
 
 from bilevel import trees
@@ -127,7 +128,7 @@ def check_closure(
         return read, [function(x, params0, data, key) for function in also]
 
     closed = jax.make_jaxpr(everything_read)(x, params0, data, key)
-    traced = [const for const in closed.consts if isinstance(const, jax.core.Tracer)]
+    traced = [const for const in closed.consts if isinstance(const, Tracer)]
     if traced:
         found = ", ".join(f"{t.dtype}{list(t.shape)}" for t in traced)
         raise TypeError(

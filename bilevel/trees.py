@@ -4,6 +4,7 @@
 half keeps the structure of the whole; `join` puts the halves together again.
 """
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -60,7 +61,7 @@ def dot(left: Any, right: Any) -> jax.Array:
     """Inner product of two trees of one structure, a scalar."""
     full = jax.lax.Precision.HIGHEST  # accelerators round products of float32 otherwise
     parts = jax.tree.leaves(jax.tree.map(lambda a, b: jnp.vdot(a, b, precision=full), left, right))
-    return sum(parts[1:], start=parts[0]) if parts else jnp.zeros(())
+    return functools.reduce(jnp.add, parts) if parts else jnp.zeros(())
 
 
 def norm(tree: Any) -> jax.Array:

@@ -355,13 +355,13 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
         join = lambda inexact: [
             trees.join(part, half.rest) for part, half in zip(inexact, halves, strict=True)
         ]
-        inexact = (half.inexact for half in halves)
-        params, back, aux = jax.vjp(lambda *inexact: train(*join(inexact), key), *inexact, has_aux=True)
+        inexact = [half.inexact for half in halves]
+        params, back, aux = jax.vjp(lambda parts: train(*join(parts), key), inexact, has_aux=True)
         return params, (back, aux)
 
     def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
         back, _ = saved
-        x_bar, params0_bar, data_bar = back(params_bar)
+        ((x_bar, params0_bar, data_bar),) = back(params_bar)
         return Cotangents(x_bar, params0_bar, data_bar), None
 
     plain = lambda x, params0, data, key: train(x, params0, data, key)[0]

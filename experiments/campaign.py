@@ -175,15 +175,15 @@ def judge_again(
             f"{name}: {spec['data'].get(name)!r} then, {now.get(name)!r} now" for name in differs
         )
         raise ValueError(f"{path} was made on other data: {pairs}. Give the data options it was made with")
-    k = spec["k"] if k is None else k
+    length = int(spec["k"] if k is None else k)
     seed = spec["seed"]
-    again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], k, (seed,))  # type: ignore[arg-type]
+    again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], length, (seed,))  # type: ignore[arg-type]
     case = case_of(again, seed)
     if np.asarray(case.targets).tolist() != meta["targets"]:
         raise ValueError(
             f"{path}: its targets are {meta['targets']}, but the data give {case.targets.tolist()}"
         )
-    return judged(again, case, profiles, say), k
+    return judged(again, case, profiles, say), length
 
 
 def _repetition(

@@ -31,7 +31,7 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
         clean, attacked = (values(victim, at, "hr_any") for at in ("clean", "attacked"))
         gain = f"{attacked[0] - clean[0]:+.3f}"
         if len(records) > 1:
-            found = paired_bootstrap(attacked, clean)
+            found = paired_bootstrap(np.asarray(attacked), np.asarray(clean))
             gain = f"{found.estimate:+.3f} [{found.low:+.3f}, {found.high:+.3f}]"
         recall = [report.interval(values(victim, at, "recall")) for at in ("clean", "attacked")]
         rows.append(

@@ -10,12 +10,13 @@ differences are paired.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, ArrayLike, Float, Int, Key
 
 from models.data import Interactions, Profiles, random_events, revadv_split, toy
 from models.evaluation import evaluate
@@ -57,7 +58,9 @@ def toy_case(seed: int) -> Case:
     return Case(data.train, data.test, data.targets, data.initial, key)
 
 
-def make_case(data: Interactions, seed: int, targets: Int[Array, " T"], split: str = "revadv") -> Case:
+def make_case(
+    data: Interactions, seed: int, targets: Sequence[int] | ArrayLike, split: str = "revadv"
+) -> Case:
     """A repetition on real data.
 
     Args:

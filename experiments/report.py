@@ -89,9 +89,7 @@ def save(made: Any, path: str | Path) -> Path:
     return path
 
 
-def curves(
-    axis: Any, series: Mapping[str, Sequence[Sequence[float]]], *, x: Sequence[float] | None = None
-) -> None:
+def curves(axis: Any, series: Mapping[str, Sequence[Any]], *, x: Sequence[float] | None = None) -> None:
     """Median lines with the band between the quartiles, one a name; each series is (repetitions, points)."""
     for name, values in series.items():
         array = np.asarray(values, dtype=float)

@@ -113,7 +113,7 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
 
     say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     if options.profiles is not None:
-        again(options, say)
+        again(options.profiles, options, say)
         return
     plan = campaign_of(options)
     options.out.mkdir(parents=True, exist_ok=True)
@@ -168,7 +168,7 @@ def attack_of(options: Options) -> Any:
     given = {name: getattr(options, name) for name in (*ATTACK, "click_targets")}
     given |= {"fakes": _fakes(options.fakes)}
     models = [names.recommender(text) for text in options.surrogate]
-    surrogate = models[0] if len(models) == 1 else models or None
+    surrogate: Any = models[0] if len(models) == 1 else models or None
     if options.attack != "revadv":
         if options.preset is not None:
             raise ValueError(
@@ -188,7 +188,11 @@ def read(options: Options) -> Any:
     """The data set; None for the toy."""
     from models.data import load
 
-    columns = {"user": options.user_column, "item": options.item_column, "rating": options.rating_column}
+    columns: dict[str, Any] = {
+        "user": options.user_column,
+        "item": options.item_column,
+        "rating": options.rating_column,
+    }
     columns |= {"sep": options.separator, "threshold": options.positive_from}
     given = {name: value for name, value in columns.items() if value is not None}
     if options.data == "toy":
@@ -199,7 +203,7 @@ def read(options: Options) -> Any:
     return found.binarize("all") if found.interactions.track == "explicit" else found
 
 
-def again(options: Options, say) -> None:
+def again(path: Path, options: Options, say) -> None:
     """Judge saved profiles against other victims, on the data, split and targets they were made for."""
     from experiments import names
     from experiments.campaign import judge_again
@@ -210,13 +214,13 @@ def again(options: Options, say) -> None:
         named = ", ".join(extra or ["attack or surrogate"])
         raise ValueError(f"--profiles judges what was crafted before and has no use for {named}")
     victims = {text: names.recommender(text) for text in options.victim}
-    found, k = judge_again(options.profiles, read(options), victims, options.k, say)
+    found, k = judge_again(path, read(options), victims, options.k, say)
     rows = []
     for name in victims:
         rates = [found[name][at][m] for m in ("hr_any", "recall") for at in ("clean", "attacked")]
         rows.append([name, *(f"{rate:.4f}" for rate in rates)])
     header = ["victim", f"target HR@{k} clean", "attacked", f"test Recall@{k} clean", "attacked"]
-    show(f"{options.profiles}", header, rows)
+    show(f"{path}", header, rows)
 
 
 def _fakes(value: float | None) -> int | float | None:

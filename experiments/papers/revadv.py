@@ -198,7 +198,7 @@ def report_movielens(records: list[Record], folder: Path) -> Report:
         shared = sorted(set(by[method]) & set(by["random"]))
         paired = "-"
         if method not in ("none", "random") and len(shared) > 1:
-            gap = paired_bootstrap([hr(method)[s] for s in shared], [hr("random")[s] for s in shared])
+            gap = paired_bootstrap(*(np.array([hr(name)[s] for s in shared]) for name in (method, "random")))
             paired = f"{gap.estimate:+.3f} [{gap.low:+.3f}, {gap.high:+.3f}]"
         value = lambda name, found=found: report.interval(
             [r.result.get(name, float("nan")) for r in found], 1
