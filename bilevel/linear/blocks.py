@@ -5,11 +5,13 @@ squares inverts), and restricting the system to the parameters of one user, or o
 what fast influence analysis does (Cheng, Shen, Huang, KDD 2019; Tran, Ghazimatin, Saha Roy, SIGIR 2021).
 """
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from bilevel.linear.direct import dense
 from bilevel.linear.solver import (
@@ -124,11 +126,35 @@ def _eigen(blocks: Any, like: Any, damping: float) -> tuple[list[Any], list[Any]
             raise ValueError(
                 f"blocks: a leaf {leaf.shape} needs blocks {(*leaf.shape, *leaf.shape[-1:])}, got {jnp.shape(matrix)}"
             )
-    pairs = [
-        jnp.linalg.eigh(matrix + damping * jnp.eye(leaf.shape[-1], dtype=leaf.dtype))
+    shifted = [
+        (matrix + damping * jnp.eye(leaf.shape[-1], dtype=leaf.dtype)).reshape(-1, *matrix.shape[-2:])
         for leaf, matrix in zip(leaves, given)
     ]
-    return [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    pairs = _eigh_together(shifted)
+    return (
+        [values.reshape(leaf.shape) for leaf, (values, _) in zip(leaves, pairs)],
+        [vectors.reshape((*leaf.shape, leaf.shape[-1])) for leaf, (_, vectors) in zip(leaves, pairs)],
+    )
+
+
+def _eigh_together(batches: list[Any]) -> list[tuple[Any, Any]]:
+    """`eigh` of every batch `(n, D, D)`, one call for all of the same D, and one call after the other.
+
+    On the CPU a batched LAPACK call waits on a thread of XLA's pool for work that it puts into the same pool: two
+    of them at once hold both threads of a machine with two cores, forever.
+    """
+    pairs: list[tuple[Any, Any]] = [(None, None)] * len(batches)
+    before = None
+    for size in sorted({batch.shape[-1] for batch in batches}):
+        mine = [n for n, batch in enumerate(batches) if batch.shape[-1] == size]
+        stacked = jnp.concatenate([batches[n] for n in mine])
+        if before is not None:
+            stacked, _ = lax.optimization_barrier((stacked, before))
+        values, vectors = before = jnp.linalg.eigh(stacked)
+        cuts = list(itertools.accumulate(batches[n].shape[0] for n in mine))[:-1]
+        for n, *pair in zip(mine, jnp.split(values, cuts), jnp.split(vectors, cuts)):
+            pairs[n] = (pair[0], pair[1])
+    return pairs
 
 
 def _apply(vectors: Any, inverse: Any, b: Any) -> Any:

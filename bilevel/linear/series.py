@@ -174,7 +174,7 @@ def _proposal(
     smallest = trees.dot(rest, system.matvec(rest)) / trees.dot(rest, rest)
     if ends is not None:
         smallest = jnp.fmin(smallest, ends.smallest)
-    return Proposal(value, terms, smallest, ends.largest if ends is not None else jnp.nan, doubt)
+    return Proposal(value, terms, smallest, ends.largest if ends is not None else jnp.nan, doubt, rest)
 
 
 def _sampled(system: System, w: Any, key: Any, damping: float) -> Any:

@@ -83,13 +83,17 @@ class System(NamedTuple):
 
 
 class Proposal(NamedTuple):
-    """What a method hands back: Rayleigh quotients it saw, and the code to give if the residual is not met."""
+    """What a method hands back: Rayleigh quotients it saw, and the code to give if the residual is not met.
+
+    `rest` is `b - A value`, if the method has computed it with a product of its own.
+    """
 
     value: Any
     iterations: Any
     smallest: Any = jnp.nan
     largest: Any = jnp.nan
     doubt: Any = Code.NOT_CONVERGED
+    rest: Any = None
 
 
 Method = Callable[[System], Proposal]
@@ -228,7 +232,9 @@ def propose_and_judge(method: Method, system: System, *, rtol: float, definite: 
     start = None if system.start is None else scale(system.start, 1 / safe)
     image = system.matvec(b)
     found = method(system._replace(b=b, start=start, image=image))
-    rest = jax.tree.map(jnp.subtract, b, system.matvec(found.value))
+    rest = found.rest
+    if rest is None:
+        rest = jax.tree.map(jnp.subtract, b, system.matvec(found.value))
     residual = trees.norm(rest)
     smallest, largest, own = _rayleigh(system.symmetric, found, b, image, rest)
     tiny = zero_level(largest.dtype) * largest

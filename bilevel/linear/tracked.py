@@ -21,19 +21,20 @@ _PHASES = 3
 
 
 class TrackedCG(lx.AbstractLinearSolver):
-    """Preconditioned conjugate gradients; `stats` adds the smallest Rayleigh quotient met and a norm of `A`.
+    """Preconditioned conjugate gradients; `stats` adds the curvature met and the recomputed `rest = b - A y`.
 
-    The norm is a lower bound: the largest `|A p| / |p|` met.
+    `smallest` is the smallest Rayleigh quotient of a direction, `largest` the largest `|A p| / |p|`.
 
-    Stops where `|A y - b| <= rtol |b|` holds for the *recomputed* residual: where rounding let the recursion
+    Stops where `|A y - b| <= max(rtol |b|, atol)` holds for the *recomputed* residual: where rounding let the recursion
     drift, it starts again from the point reached, at most twice. Returns the iterate of the smallest
     residual, so that a diverging solve stays harmless.
 
     Options: `y0`, `preconditioner` (positive definite), as `lineax.CG`.
     """
 
-    rtol: float
     max_steps: int
+    rtol: float = 0.0
+    atol: float = 0.0
 
     def init(self, operator: lx.AbstractLinearOperator, options: dict[str, Any]) -> lx.AbstractLinearOperator:
         """Part of lineax's protocol: nothing is prepared."""
@@ -42,9 +43,8 @@ class TrackedCG(lx.AbstractLinearSolver):
 
     def compute(self, state: lx.AbstractLinearOperator, vector: Any, options: dict[str, Any]):
         """Part of lineax's protocol: `(solution, result, stats)`."""
-        start = options.get("y0", trees.zeros(vector))
         inverse = options["preconditioner"].mv if "preconditioner" in options else lambda r: r
-        limit = self.rtol * trees.norm(vector)
+        limit = jnp.maximum(self.rtol * trees.norm(vector), self.atol)
 
         def residual(y):
             return jax.tree.map(jnp.subtract, vector, state.mv(y))
@@ -64,15 +64,14 @@ class TrackedCG(lx.AbstractLinearSolver):
             return y, r, phase + 1, steps, smallest, largest, alive & better
 
         infinite = jnp.full_like(limit, jnp.inf)
-        carry = (start, residual(start), 0, 0, infinite, jnp.zeros_like(limit), jnp.array(True))
+        start = options.get("y0")
+        begin = (trees.zeros(vector), vector) if start is None else (start, residual(start))
+        carry = (*begin, 0, 0, infinite, jnp.zeros_like(limit), jnp.array(True))
         y, r, _, steps, smallest, largest, alive = lax.while_loop(searching, search, carry)
         stopped = lx.RESULTS.where(alive, lx.RESULTS.max_steps_reached, lx.RESULTS.breakdown)
         result = lx.RESULTS.where(trees.norm(r) <= limit, lx.RESULTS.successful, stopped)
-        return (
-            y,
-            result,
-            {"num_steps": steps, "max_steps": self.max_steps, "smallest": smallest, "largest": largest},
-        )
+        stats = {"num_steps": steps, "max_steps": self.max_steps, "smallest": smallest, "largest": largest}
+        return y, result, {**stats, "rest": r}
 
     def _search(self, matvec, inverse, limit, y, r, steps, smallest, largest):
         """One run of the recursion from `y` with residual `r`."""

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from bilevel.linear import Code, block, cg, dense, gmres
+from bilevel.linear.blocks import inverse_blocks
 from bilevel.products import diagonal_blocks, hvp
 
 U, I, D = 30, 20, 3
@@ -111,3 +112,18 @@ def test_block_is_differentiable(model):
         block(lambda v: v["P"][1]).solve(lambda v: jax.tree.map(lambda t: s * t, product(v)), b).value["P"]
     )
     assert float(jax.grad(f)(1.0)) == pytest.approx(-float(f(1.0)), rel=1e-9)
+
+
+def test_blocks_of_several_sizes_are_each_inverted(x64):
+    """Leaves of one block size share a call, sizes take turns; every leaf gets its own inverse."""
+    roots = {"a": (4, 3), "b": (2, 5), "c": (6, 3)}
+    keys = jax.random.split(jax.random.key(0), 3)
+    roots = {name: jax.random.normal(k, (*shape, shape[-1])) for k, (name, shape) in zip(keys, roots.items())}
+    blocks = {
+        name: root @ jnp.swapaxes(root, -1, -2) + jnp.eye(root.shape[-1]) for name, root in roots.items()
+    }
+    like = {name: jnp.ones(matrix.shape[:-1]) for name, matrix in blocks.items()}
+    found = jax.jit(lambda blocks: inverse_blocks(blocks, like, 0.5))(blocks)
+    for name, matrix in blocks.items():
+        expected = jnp.linalg.inv(matrix + 0.5 * jnp.eye(matrix.shape[-1]))
+        np.testing.assert_allclose(found[name], expected, rtol=1e-9, atol=1e-12)
