@@ -57,7 +57,8 @@ class LinearResult(NamedTuple):
       residual: `|A w - b| / |b|`, recomputed from `w`.
       iterations: what the method counts: steps, terms, columns.
       negative_curvature: the smallest Rayleigh quotient of `A` seen, an upper bound of its smallest
-        eigenvalue (symmetric `A` only, else NaN); negative: `A` is indefinite for sure.
+        eigenvalue (symmetric `A` only, else NaN); negative: `A` is indefinite for sure
+        (`nystrom`: `A` before damping, which its sketch needs to be semidefinite).
       code: a `Code` as int32.
     """
 
