@@ -356,7 +356,7 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
             trees.join(part, half.rest) for part, half in zip(inexact, halves, strict=True)
         ]
         inexact = [half.inexact for half in halves]
-        params, back, aux = jax.vjp(lambda parts: train(*join(parts), key), inexact, has_aux=True)
+        params, back, aux = jax.vjp(lambda parts: train(*join(parts), key), inexact, has_aux=True)  # pyright: ignore[reportCallIssue]
         return params, (back, aux)
 
     def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
