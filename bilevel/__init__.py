@@ -46,10 +46,11 @@ from bilevel.linear import (
     spectrum,
 )
 from bilevel.loop import run
-from bilevel.products import cross_product, gauss_newton_product, hessian_and_cross, hvp
+from bilevel.products import cross_product, diagonal_blocks, gauss_newton_product, hessian_and_cross, hvp
 from bilevel.project import Projection, box, chain, l1_ball, set_columns, simplex, threshold, topk
 from bilevel.safe import differentiable
 from bilevel.solve import Cotangents, Solve, Wants
+from bilevel.stationary import distance_to_stationarity
 from bilevel.store import Store
 from bilevel.unroll import detached, one_step, truncated, unrolled
 
@@ -91,7 +92,9 @@ __all__ = [
     "descend",
     "detached",
     "device_report",
+    "diagonal_blocks",
     "differentiable",
+    "distance_to_stationarity",
     "fixed_point",
     "gauss_newton_product",
     "gmres",

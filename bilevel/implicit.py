@@ -28,7 +28,7 @@ from bilevel.linear import LinearResult, LinearSolver
 from bilevel.linear.solver import check_number
 from bilevel.solve import Cotangents, Solve, Wants
 from bilevel.stationary import Point, Problem
-from bilevel.unroll import _run_to as run_steps
+from bilevel.unroll import run_to
 
 
 def implicit(
@@ -89,13 +89,13 @@ def implicit(
     solver = problem.choose(linear_solver, "implicit")
 
     def run(x, params0, data, key, wants: Wants):
-        state = run_steps(inner, inner.init(params0, x, data, key), x, data, key, 0, inner.steps)
-        return state.params, (state.params, state.aux)
+        state = run_to(inner, inner.init(params0, x, data, key), x, data, key, 0, inner.steps)
+        return state.params, (state.params, trees.norm(params0), state.aux)
 
     def at(saved, x, data, key):
-        params, aux = saved
+        params, size, aux = saved
         ctx = inner.final_context(key, aux)
-        return Point(problem, params, x, data, ctx, jax.random.fold_in(ctx.key, 1))
+        return Point(problem, params, x, data, ctx, jax.random.fold_in(ctx.key, 1), size)
 
     def pull(saved, x, params0, data, key, params_bar, wants: Wants, start=None):
         point = at(saved, x, data, key)
@@ -105,7 +105,12 @@ def implicit(
 
     label = f"implicit({inner!r}, {'its own solve' if solver is None else repr(solver)})"
     missing = "differentiates the solution of the inner problem, which the loop may not have reached"
-    return Solve(inner, label, run, pull, plain=_plain(run, at, solver), approximate=missing)
+    reads = (
+        (lambda x, params0, data, key: objective(params0, x, data, inner.final_context(key)),)
+        if objective
+        else ()
+    )
+    return Solve(inner, label, run, pull, plain=_plain(run, at, solver), approximate=missing, reads=reads)
 
 
 class Influence(NamedTuple):
@@ -193,23 +198,24 @@ def _plain(run, at, solver):
 
     def rule(primals, tangents):
         varied, (rest, _, key) = primals
-        params, aux = solution(*primals)
+        saved = solution(*primals)
+        params, still = saved[0], jax.tree.map(_no_tangent, saved[1:])
         moving = [not _is_zero(leaf) for leaf in _leaves(tangents[0])]
         if not any(moving):
-            return (params, aux), (trees.zeros(params), jax.tree.map(_no_tangent, aux))
+            return saved, (trees.zeros(params), *still)
         leaves, shape = jax.tree.flatten(varied)
         picked = [leaf for leaf, moves in zip(leaves, moving) if moves]
 
         def condition(picked):  # differentiated only in what moves: data may be large and is usually held
             left = iter(picked)
             inexact = shape.unflatten([next(left) if moves else leaf for leaf, moves in zip(leaves, moving)])
-            return at((params, aux), *trees.join(inexact, rest), key).condition(params)
+            return at(saved, *trees.join(inexact, rest), key).condition(params)
 
         dots = [leaf for leaf, moves in zip(_leaves(tangents[0]), moving) if moves]
         pushed = jax.jvp(condition, (picked,), (dots,))[1]
-        point = at((params, aux), *trees.join(varied, rest), key)
+        point = at(saved, *trees.join(varied, rest), key)
         dot = point.solve(solver, jax.tree.map(jnp.negative, pushed), forward=True).value
-        return (params, aux), (dot, jax.tree.map(_no_tangent, aux))
+        return saved, (dot, *still)
 
     solution.defjvp(rule, symbolic_zeros=True)
 

@@ -71,7 +71,7 @@ class Problem(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Point:
-    """The condition at one point; `key` is for what is random in a solver."""
+    """The condition at one point; `key` is for random solvers, `size` the norm the parameters began with."""
 
     problem: Problem
     params: Any
@@ -79,6 +79,7 @@ class Point:
     data: Any
     ctx: Ctx
     key: Any
+    size: Any = 0.0
 
     def condition(self, params: Any) -> Any:
         """`F(params)` with everything else held."""
@@ -118,7 +119,7 @@ class Point:
         solution and at most about `|g| / |theta|` near it, of either sign, because `H K theta = K g` for a
         generator `K`.
         """
-        size = trees.norm(self.params)
+        size = jnp.maximum(trees.norm(self.params), self.size)  # a solution may lie at 0
         return trees.norm(self.condition(self.params)) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
     def sampled(self, v: Any, key: Array) -> Any:

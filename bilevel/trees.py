@@ -70,8 +70,14 @@ def norm(tree: Any) -> jax.Array:
     >>> float(norm({"a": jnp.array([3.0]), "b": jnp.array([4.0]), "n": 7}))
     5.0
     """
-    inexact = split(tree).inexact
-    return jnp.sqrt(dot(inexact, inexact))
+    leaves = [leaf for leaf in jax.tree.leaves(split(tree).inexact) if jnp.size(leaf)]
+    if not leaves:
+        return jnp.zeros(())
+    # Squares of float32 underflow below 1e-19 and overflow above 1e19: a saturated softmax gives such gradients.
+    top = functools.reduce(jnp.maximum, [jnp.max(jnp.abs(jax.lax.stop_gradient(leaf))) for leaf in leaves])
+    top = jnp.where((top > 0) & jnp.isfinite(top), top, 1)
+    scaled = [leaf / top.astype(jnp.result_type(leaf)) for leaf in leaves]
+    return top * jnp.sqrt(dot(scaled, scaled))
 
 
 def all_finite(tree: Any) -> jax.Array:

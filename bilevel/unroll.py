@@ -214,7 +214,7 @@ def _scan_steps(body: Callable[..., Any], carry, first, length: int, xs=None, re
     return lax.scan(lambda carry, item: body(carry, *item), carry, (numbers, xs), reverse=reverse)
 
 
-def _run_to(inner: Inner, state, x, data, key, first: int, stop: int):
+def run_to(inner: Inner, state, x, data, key, first: int, stop: int):
     """Steps `first .. stop - 1` with nothing kept."""
     if stop == first:
         return state
@@ -234,9 +234,9 @@ def _make_run(plan: _Plan):
     def run(x, params0, data, key, wants: Wants):
         state = inner.init(params0, x, data, key)
         if not any(wants):  # nobody differentiates
-            state = _run_to(inner, state, x, data, key, 0, plan.stop)
+            state = run_to(inner, state, x, data, key, 0, plan.stop)
             return state.params, ((), state.aux)
-        state = _run_to(inner, state, x, data, key, 0, plan.start)
+        state = run_to(inner, state, x, data, key, 0, plan.start)
         if plan.start > 0:  # a constant for second derivatives too, which differentiate this very function
             state = jax.tree.map(_constant, state)
         tapes = []
@@ -335,9 +335,7 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
         held = jax.tree.map(_constant, (x, params0, data)) if start else (x, params0, data)
         state = inner.init(held[1], held[0], held[2], key)
         state = (
-            jax.tree.map(_constant, _run_to(inner, state, held[0], held[2], key, 0, start))
-            if start
-            else state
+            jax.tree.map(_constant, run_to(inner, state, held[0], held[2], key, 0, start)) if start else state
         )
         step = lambda state, step, _: (_advance(inner, state, x, data, key, step)[0], None)
         for chunk in _chunks(_Plan(inner, start, inner.steps, length, False)):

@@ -37,7 +37,7 @@ ESTIMATORS: dict[str, dict[str, Any]] = {
 
 def cells(data: str, quick: bool) -> list[Spec]:
     """Seeds outermost, so that a part of the study is a fair comparison too."""
-    seeds = 1 if quick else {"toy": 5, "movielens": 2}[data]
+    seeds = 1 if quick else {"toy": 3, "movielens": 2}[data]
     return [
         {
             "study": f"estimators-{data}",

@@ -67,3 +67,35 @@ def test_nothing_is_computed_for_data_that_nobody_differentiates():
     both = str(jax.make_jaxpr(jax.grad(value, (0, 1)))(jnp.ones(2), large))
     count = lambda text: text.count("f32[12345]")
     assert count(only_x) < count(both)
+
+
+def test_an_objective_that_closes_over_a_tracer_is_refused():
+    loss = lambda p, x, data, ctx: jnp.sum((p - x) ** 2)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.25), 2)
+    run = lambda z: jnp.sum(
+        bilevel.implicit(inner, objective=lambda p, x, d, c: z * jnp.sum((p - x) ** 2))(
+            jnp.ones(2), jnp.zeros(2), None, KEY
+        )
+    )
+    with pytest.raises(TypeError, match="closes over traced values"):
+        jax.grad(run)(2.0)
+
+
+def test_structure_and_aux_that_close_over_tracers_are_refused():
+    loss = lambda p, x, data, ctx: jnp.sum((p - x) ** 2)
+
+    def with_structure(z):
+        product = lambda p, x, data, ctx, v: (2 * z * v, -2 * v)
+        return bilevel.gradient_descent(
+            loss, optax.sgd(0.25), 2, structure=bilevel.Structure(product=product)
+        )
+
+    def with_aux(z):
+        aux = bilevel.Aux(lambda *_: jnp.zeros(()), lambda aux, p, x, data, ctx: z)
+        return bilevel.gradient_descent(loss, optax.sgd(0.25), 2, aux=aux)
+
+    for make in (with_structure, with_aux):
+        with pytest.raises(TypeError, match="closes over traced values"):
+            jax.grad(
+                lambda z, make=make: jnp.sum(bilevel.unrolled(make(z))(jnp.ones(2), jnp.zeros(2), None, KEY))
+            )(2.0)

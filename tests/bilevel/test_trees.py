@@ -23,3 +23,11 @@ def test_norm_and_dot_and_finiteness():
     assert bool(trees.all_finite(tree))
     assert not bool(trees.all_finite({"w": jnp.array([np.inf])}))
     assert bool(trees.all_finite({"n": jnp.arange(2)}))
+
+
+def test_norm_neither_underflows_nor_overflows():
+    for size in (1e-24, 1.0, 1e24):
+        np.testing.assert_allclose(trees.norm({"w": jnp.array([3.0, 4.0]) * size}) / size, 5.0, rtol=1e-6)
+    assert float(trees.norm({"w": jnp.zeros(2)})) == 0.0
+    assert float(trees.norm({"n": 3})) == 0.0
+    assert np.isinf(trees.norm({"w": jnp.array([np.inf, 1.0])}))
