@@ -20,7 +20,7 @@ def _set_environment() -> None:
     if "xla_force_host_platform_device_count" not in flags:
         # Tests compile far more than they compute: without the backend's optimizations they take a quarter less.
         flags += f" --xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
-        # On a busy machine one of eight threads may reach a collective late: by default XLA aborts the process after 40 s.
+        # On a busy machine one of eight threads may reach a collective late; XLA would abort the process after 40 s.
         flags += " --xla_cpu_collective_call_terminate_timeout_seconds=600 --xla_cpu_collective_timeout_seconds=600"
         os.environ["XLA_FLAGS"] = flags.strip()
     # The oracles are float64 and some compare bytes: the same device on every machine, unless the caller names one.
