@@ -9,7 +9,6 @@ variable and `ctx` holds the step's key, its number, its batch and the auxiliary
 key and its number only, so every estimator sees the same batches whatever part of the loop it replays.
 """
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -220,7 +219,6 @@ def gradient_descent(
             "gradient_descent: optimizer must be an optax transformation such as optax.adam(1e-2), "
             f"got {type(optimizer).__name__}"
         )
-    _check_update(optimizer)
     structure = structure or Structure()
     gradient = jax.grad(loss)
 
@@ -251,7 +249,7 @@ def gradient_descent(
     def init(params0, x, data, key):
         _check_params(params0)
         start = aux.init(params0, x, data, jax.random.split(key, 3)[0]) if aux else ()
-        return InnerState(params0, optimizer.init(params0), jax.lax.stop_gradient(start))
+        return InnerState(params0, _opt_init(optimizer, params0), jax.lax.stop_gradient(start))
 
     return Inner(
         steps,
@@ -353,15 +351,18 @@ def _check_params(params) -> None:
             )
 
 
-def _check_update(optimizer) -> None:
-    parameters = inspect.signature(optimizer.update).parameters.values()
-    needed = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
-    if needed:
+def _opt_init(optimizer, params0):
+    """The optimizer's first state; an optimizer that wants more than the engine gives is refused by name."""
+    state = optimizer.init(params0)
+    try:
+        jax.eval_shape(optimizer.update, params0, state, params0)
+    except TypeError as error:
         raise TypeError(
-            f"gradient_descent: this optimizer's update needs {', '.join(needed)} (a line search, or a step size "
-            "from the loss); the engine passes gradient, state and parameters only. Use a first-order optimizer, "
-            "or write the step as a fixed_point"
-        )
+            "gradient_descent: this optimizer's update does not take (gradient, state, parameters) alone: "
+            f"{error}. A line search or a step size from the loss needs more; use a first-order optimizer, or write "
+            "the step as a fixed_point"
+        ) from error
+    return state
 
 
 def _positive(name: str, value) -> None:

@@ -62,6 +62,7 @@ def unrolled(inner: Inner, *, memory: Memory = "replay", segments: int | None = 
     >>> float(jax.grad(lambda x: solve(x, jnp.array(0.0), None, jax.random.key(0)))(1.0))
     0.75
     """
+    _check_inner(inner, "unrolled")
     return _last_steps(inner, inner.steps, memory, segments, "unrolled", "")
 
 
@@ -88,6 +89,7 @@ def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: in
     >>> float(jax.grad(lambda x: solve(x, jnp.array(0.0), None, jax.random.key(0)))(1.0))
     0.5
     """
+    _check_inner(inner, "truncated")
     if not isinstance(tau, int | np.integer) or isinstance(tau, bool) or not 0 <= tau <= inner.steps:
         raise ValueError(
             f"truncated: tau={tau!r} for a loop of {inner.steps} steps; expected an integer in [0, {inner.steps}]"
@@ -113,6 +115,7 @@ def one_step(inner: Inner) -> Solve:
     >>> one_step(bilevel.gradient_descent(lambda p, x, data, ctx: (p - x) ** 2, optax.sgd(0.25), steps=2))
     one_step(gradient_descent(steps=2))
     """
+    _check_inner(inner, "one_step")
     missing = (
         ""
         if inner.steps == 1
@@ -159,10 +162,7 @@ class _Chunk(NamedTuple):
 def _last_steps(
     inner: Inner, tau: int, memory: Memory, segments: int | None, label: str, missing: str
 ) -> Solve:
-    if not isinstance(inner, Inner):
-        raise TypeError(
-            f"{label}: expected an Inner (bilevel.gradient_descent, bilevel.fixed_point), got {type(inner).__name__}"
-        )
+    _check_inner(inner, label)
     if memory not in get_args(Memory):
         raise ValueError(f"{label}: memory={memory!r}; expected one of {', '.join(get_args(Memory))}")
     length = _segment_length(tau, memory, segments, label)
@@ -172,6 +172,13 @@ def _last_steps(
     plan = _Plan(inner, inner.steps - tau, inner.steps, length, memory != "lean")
     run, pull = _make_run(plan), _make_pull(plan)
     return Solve(inner, name, run, pull, approximate=missing)
+
+
+def _check_inner(inner: Inner, label: str) -> None:
+    if not isinstance(inner, Inner):
+        raise TypeError(
+            f"{label}: expected an Inner (bilevel.gradient_descent, bilevel.fixed_point), got {type(inner).__name__}"
+        )
 
 
 def _segment_length(tau: int, memory: Memory, segments: int | None, label: str) -> int:

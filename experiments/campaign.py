@@ -129,9 +129,7 @@ def run(
 
 def spec_of(campaign: Campaign, seed: int) -> dict[str, Any]:
     """The facts that make a repetition the one it is, in terms of JSON."""
-    data = (
-        {"name": "toy"} if campaign.data is None else {"name": campaign.data.name, **campaign.data.provenance}
-    )
+    data = facts_of(campaign.data)
     attack = {**describe(campaign.attack), "steps": campaign.attack.steps}
     victims = {name: {"name": model.name, **model.config} for name, model in campaign.victims.items()}
     rest = {

@@ -86,7 +86,6 @@ def test_integer_parameters_are_refused_with_a_remedy():
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, "adam", 3), "optax transformation"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 0), "steps=0"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 2.5), "steps=2.5"),
-        (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.lbfgs(), 3), "update needs value"),
         (lambda: bilevel.fixed_point(3, 3), "update must be a function"),
         (lambda: bilevel.fixed_point(lambda p, x, d, c: p, -1), "steps=-1"),
         (lambda: bilevel.minibatches(3, 4), "larger than count"),
@@ -96,3 +95,9 @@ def test_integer_parameters_are_refused_with_a_remedy():
 def test_bad_input(call, message):
     with pytest.raises((ValueError, TypeError), match=message):
         call()
+
+
+def test_an_optimizer_that_needs_more_than_gradients_is_refused_by_name():
+    inner = bilevel.gradient_descent(lambda p, x, data, ctx: jnp.sum((p - x) ** 2), optax.lbfgs(), 3)
+    with pytest.raises(TypeError, match=r"value.*line search"):
+        bilevel.unrolled(inner)(jnp.ones(2), jnp.zeros(2), None, KEY)

@@ -71,7 +71,7 @@ def test_gradient_equals_the_plain_one_where_that_is_defined(x64):
         lambda g: sum(jnp.sum(u**2) for u in jax.tree.leaves(update(g, state, params)[0]))
     )(grads)
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10),
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-14),
         total(differentiable(optimizer.update)),
         total(optimizer.update),
     )
@@ -112,6 +112,6 @@ def test_derivative_rules_of_others_are_kept():
     doubled = jax.custom_vjp(lambda y: 2 * y)
     doubled.defvjp(lambda y: (2 * y, None), lambda _, g: (7 * g,))
     assert float(jax.grad(differentiable(doubled))(1.0)) == 7.0
-    straight = jax.custom_jvp(jnp.round)
+    straight = jax.custom_jvp(lambda v: jnp.round(v, 0))
     straight.defjvp(lambda primals, tangents: (jnp.round(*primals), *tangents))
     assert float(jax.grad(differentiable(straight))(1.2)) == 1.0

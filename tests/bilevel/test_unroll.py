@@ -301,6 +301,6 @@ def test_updates_that_promote_the_dtype():
     loops = [bilevel.fixed_point(update, 3), bilevel.gradient_descent(loss, optax.adafactor(0.1), 3)]
     for inner in loops:
         value = lambda x, inner=inner: jnp.sum(
-            bilevel.unrolled(inner)(x, jnp.ones(2, jnp.bfloat16), None, jax.random.key(0))
+            bilevel.unrolled(inner)(x, jnp.full(2, 0.5, jnp.bfloat16), None, jax.random.key(0))
         )
         assert np.all(np.isfinite(jax.grad(lambda x, value=value: value(x).astype(jnp.float32))(jnp.ones(2))))

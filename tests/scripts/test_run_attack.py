@@ -74,8 +74,8 @@ def test_end_to_end_and_judged_again(table, tmp_path):
     again = run(*table, *SMALL, "--steps", "3", "--seeds", "2", "--out", str(out))
     assert again.stderr.count("done before") == 2
     assert {file.name: file.read_bytes() for file in files} == before
-    judged = run(*table, "--profiles", str(files[0]), "--victim", "als,epochs=2,factors=4", "--k", "5")
-    assert "als,epochs=2" in judged.stdout.replace("\n", "")
+    judged = run(*table, "--profiles", str(files[0]), "--victim", "als,sweeps=2,factors=4", "--k", "5")
+    assert "als,sweeps=2" in judged.stdout.replace("\n", "")
 
 
 @pytest.mark.parametrize(
