@@ -77,7 +77,8 @@ def revadv(
         fakes: number of fake users `F`, or fraction of the real users in (0, 1).
         budget: non-target items a fake user may click, in `[0, I - T]`; `None`: whatever passes the threshold.
         projection: `"threshold"`: click what is above `threshold`, and of those at most the `budget` highest;
-            `"topk"`: click the `budget` highest non-targets, always exactly that many.
+            `"topk"`: click the `budget` highest non-targets, exactly that many in every iterate but the first,
+            which has at most that many.
         threshold: rho of the threshold projection, finite; default 0.05.
         steps: outer steps T, >= 1; iterates 0..T-1 are scored, the last update is not made use of.
         learning_rate: eta > 0.

@@ -3,8 +3,10 @@
     data -split-> train, test;  attack(key, train, targets) -> Profiles;  victim trained on train + Profiles
     -> metrics on real users
 
-All methods of a repetition share its split, its targets and the victim's initial parameters, so that
-differences are paired.
+All methods of a repetition share its split, its targets and the victim's key, so that differences are paired.
+WRMF and ALS draw the same factors for the real users however many fakes there are; ItemAE's layers are as
+wide as there are users and row batches are drawn over all rows, so there clean and attacked victims share no
+start.
 """
 
 from __future__ import annotations
@@ -91,8 +93,7 @@ def judge(
     Args:
         victim: the recommender under attack.
         case: the repetition.
-        profiles: fake users, None for the clean victim. Its initial parameters of the real users are the same
-          either way.
+        profiles: fake users, None for the clean victim. It is trained with the same key either way.
         k: list length.
 
     Returns:
