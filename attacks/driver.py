@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -63,6 +64,8 @@ def run(
 
     Raises:
         TypeError, ValueError: see `attacks.checks.check`; the store holds another run (the text names what differs).
+        FloatingPointError: no outer step had a finite loss, so there is nothing to return. If only some had none, a
+            warning says how many.
 
     Reference: none.
 
@@ -89,9 +92,21 @@ def run(
         store=store,
         spec=facts,
     )
+    _check_finite(attack, result.history)
     profiles = attack.finish(result.state, train, targets)
     profiles.validate(budget=attack.threat.budget, fakes=attack.threat.count(train.users))
     return Run(profiles, result.history, result.done, result.seconds, result.resumed)
+
+
+def _check_finite(attack: Attack, history: Mapping[str, np.ndarray]) -> None:
+    """A surrogate that diverged in every step leaves the initial rows: an error, not a result."""
+    lost = ~np.isfinite(np.asarray(history.get("loss", [0.0]), float))
+    if not lost.any():
+        return
+    text = f"{attack.name}: the loss was not finite in {lost.sum()} of {lost.size} outer steps; the surrogate diverged"
+    if lost.all():
+        raise FloatingPointError(f"{text}. Give it a smaller learning rate, or clean data (no NaN)")
+    warnings.warn(f"{text} there; the profiles are the best of the others", RuntimeWarning, stacklevel=3)
 
 
 def describe(attack: Attack) -> dict[str, Any]:

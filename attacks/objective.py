@@ -42,9 +42,9 @@ def promotion(
         ValueError: `users` or `block` is below 1.
 
     Reference:
-        RevAdv (RecSys 2020) eq. 3; the mean over several targets is that of its released code.
+        RevAdv (RecSys 2020) eq. 3.
 
-    **Differs from the paper:** nothing.
+    **Differs from the paper:** eq. 3 has one target; the mean over several is that of its released code.
 
     >>> table = jnp.zeros((3, 4))
     >>> float(promotion(lambda ids: table[ids], 3, jnp.array([1, 2])))  # three users times log 4

@@ -151,7 +151,7 @@ def hypergradient(
     key_init, key_train = jax.random.split(key)
     data = model.prepare(train) if data is None else data
     params0 = model.init(key_init, train.users, train.items, rows.shape[0])
-    solve = differentiate(model.trainer(train.users, train.items, rows.shape[0]))
+    solve = differentiate(model.trainer(train.users, train.items, rows.shape[0], train.capacity))
 
     def outer(params, x, data):
         embedding = model.embed(params, x, data)

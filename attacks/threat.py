@@ -2,8 +2,8 @@
 
 Every attack carries one. It fixes how many accounts are created, how much each may click, what for, on which kind
 of data and what the attacker has to have seen. A comparison between two attacks is fair only where these agree, so
-they are printed and stored with every result. The vocabulary follows the capability table of Tang, Wen, Wang
-(RecSys 2020, section 2.2).
+they are printed and stored with every result. The words (goal, knowledge, capability) are those of the literature on
+injection attacks, as Tang, Wen, Wang (RecSys 2020, section 2) use them; the record is ours.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class ThreatModel:
 
     Reference:
         Tang, Wen, Wang. Revisiting Adversarially Learned Injection Attacks Against Recommender Systems. RecSys 2020,
-        section 2.2.
+        section 2.
 
     **Differs from the paper:** the paper bounds the number of fake users only; the budget per profile is ours, because
     attacks with different profile sizes cannot be compared. Demotion ("nuke") is not offered.

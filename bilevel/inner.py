@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Int
 
 from bilevel import trees
 from bilevel.safe import differentiable
+from bilevel.shuffle import shuffled
 
 
 class Batch(NamedTuple):
@@ -93,10 +94,9 @@ class Minibatches:
     def draw(self, key: Array, step: Int[Array, ""] | int) -> Batch:
         """The batch of one step: a function of the loop's key and the step number only."""
         epoch, position = jnp.divmod(jnp.asarray(step), self.per_epoch)
-        order = jax.random.permutation(jax.random.fold_in(key, epoch), self.count)
         slots = position * self.size + jnp.arange(self.size)
         mask = slots < self.count
-        return Batch(order[jnp.where(mask, slots, 0)].astype(jnp.int32), mask)
+        return Batch(shuffled(jax.random.fold_in(key, epoch), self.count, jnp.where(mask, slots, 0)), mask)
 
 
 def minibatches(count: int, size: int) -> Minibatches:

@@ -32,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Int
 
 from bilevel import trees
 from bilevel.inner import Inner, InnerState
@@ -223,10 +224,15 @@ def _scan_steps(body: Callable[..., Any], carry, first, length: int, xs=None, re
 
 def run_to(inner: Inner, state, x, data, key, first: int, stop: int):
     """Steps `first .. stop - 1` with nothing kept."""
-    if stop == first:
+    return run_some(inner, state, x, data, key, first, stop - first)
+
+
+def run_some(inner: Inner, state, x, data, key, first: Int[Array, ""] | int, count: int):
+    """`count` steps from number `first` on, which may be traced, with nothing kept: training in pieces."""
+    if count == 0:
         return state
     body = lambda state, step, _: (_advance(inner, state, x, data, key, step)[0], None)
-    return _scan_steps(body, state, first, stop - first)[0]
+    return _scan_steps(body, state, first, count)[0]
 
 
 def _chunks(plan: _Plan) -> list[_Chunk]:

@@ -9,15 +9,15 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import attacks
 from attacks.attack import Attack
-from models import als, itemae, wrmf
+from models import registry
 from models.recommender import Recommender
+from models.registry import nearest
 
-MODELS = {"wrmf": wrmf, "als": als, "itemae": itemae}
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "random": attacks.random,
     "top-popular": attacks.top_popular,
@@ -40,10 +40,9 @@ def recommender(text: str) -> Recommender:
     """
     head, *changes = text.split(",")
     name, _, preset = head.partition(":")
-    module = MODELS[nearest("recommender", name, MODELS)]
-    factory = getattr(module, name)
+    factory = registry.factory(name)
     given = dict(_assignment(change, name, factory) for change in changes)
-    return module.preset(preset, **given) if preset else factory(**given)
+    return registry.make(name, preset or None, **given)
 
 
 def attack(name: str, **arguments: Any) -> Attack:
@@ -65,17 +64,6 @@ def attack(name: str, **arguments: Any) -> Attack:
     if needed:
         raise ValueError(f"attack {name!r} needs {', '.join(needed)}")
     return factory(**given)
-
-
-def nearest(kind: str, name: str, known: Iterable[str]) -> str:
-    """`name`, or an error that names the nearest known one."""
-    known = list(known)
-    if name in known:
-        return name
-    near = difflib.get_close_matches(name, known, n=1)
-    raise ValueError(
-        f"no {kind} {name!r}; {f'did you mean {near[0]!r}? ' if near else ''}There are: {', '.join(known)}"
-    )
 
 
 def _assignment(text: str, owner: str, factory: Callable[..., Any]) -> tuple[str, Any]:

@@ -75,7 +75,7 @@ def als(
         loss=partial(objective, **constants),
         embed=partial(embed, **constants),
         score=wrmf.score,
-        trainer=lambda users, items, fakes: bilevel.fixed_point(step, sweeps),
+        trainer=lambda users, items, fakes, events=0: bilevel.fixed_point(step, sweeps),
     )
 
 

@@ -106,7 +106,7 @@ def itemae(
     act = ACTIVATIONS[activation]
     objective = partial(loss, act=act, weight=weight, l2=l2)
 
-    def trainer(users, items, fakes):
+    def trainer(users, items, fakes, events=0):
         batches = bilevel.minibatches(items, batch) if batch is not None and items > batch else None
         steps = epochs * (batches.per_epoch if batches else 1)
         return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=batches)

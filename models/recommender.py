@@ -30,7 +30,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bilevel import Inner
+from bilevel import Inner, fixed_point
 from models.data.interactions import Interactions
 
 Params = Any
@@ -50,7 +50,8 @@ class Recommender:
         loss: `(params, x, data, ctx) -> scalar`, the training objective; x is (F, I), F may be 0.
         embed: `(params, x, data) -> embedding`, everything scores need that does not depend on the user asked for.
         score: `(embedding, users) -> (B, I)` scores of real users.
-        trainer: `(users, items, fakes) -> bilevel.Inner`, how it is trained.
+        trainer: `(users, items, fakes, events) -> bilevel.Inner`, how it is trained; `events` is the capacity of the
+            training data, which matters to models that draw batches of events.
     """
 
     name: str
@@ -60,7 +61,7 @@ class Recommender:
     loss: Callable[..., Float[Array, ""]]
     embed: Callable[[Params, Float[Array, "F I"], Data], Any]
     score: Callable[[Any, Int[Array, "B"]], Float[Array, "B I"]]
-    trainer: Callable[[int, int, int], Inner]
+    trainer: Callable[..., Inner]
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
@@ -95,11 +96,41 @@ def sound(train: Interactions) -> Float[Array, ""]:
 # ------------------------------------------------------------------------------------------------ for the factories
 
 
+def untrained(
+    name: str,
+    config: Mapping[str, Any],
+    prepare: Callable[[Interactions], Data],
+    embed: Callable[[Params, Float[Array, "F I"], Data], Any],
+    score: Callable[[Any, Int[Array, "B"]], Float[Array, "B I"]],
+) -> Recommender:
+    """A recommender that counts and learns nothing: no parameters, a loss of 0, one step that leaves things alone."""
+    nothing = fixed_point(lambda params, x, data, ctx: params, 1)
+    return Recommender(
+        name=name,
+        config=config,
+        prepare=prepare,
+        init=lambda key, users, items, fakes: {},
+        loss=lambda params, x, data, ctx: jnp.zeros((), x.dtype),
+        embed=embed,
+        score=score,
+        trainer=lambda users, items, fakes, events=0: nothing,
+    )
+
+
 def clicks_only(name: str, train: Interactions) -> Interactions:
     """`train`, or an error if it holds ratings: a recommender of clicks never reads them silently as clicks."""
     if train.track == "explicit":
         raise ValueError(
             f"{name} learns from clicks, but the data are ratings (track 'explicit'); binarize() them first"
+        )
+    return train
+
+
+def ratings_only(name: str, train: Interactions) -> Interactions:
+    """`train`, or an error if it holds clicks: a click is not a rating of 1 unless somebody says so."""
+    if train.track != "explicit":
+        raise ValueError(
+            f"{name} learns from ratings, but the data are clicks (track {train.track!r}); load them with their ratings"
         )
     return train
 
@@ -152,3 +183,12 @@ def settings(
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{name} has no preset {chosen!r}; {hint}It has: {', '.join(presets)}")
     return {**presets[chosen], **changes}
+
+
+def xavier(inputs: int, outputs: int) -> float:
+    """Glorot and Bengio's standard deviation, `sqrt(2 / (inputs + outputs))`.
+
+    >>> xavier(1, 7)
+    0.5
+    """
+    return (2 / (inputs + outputs)) ** 0.5

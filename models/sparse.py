@@ -45,9 +45,17 @@ class Observed(NamedTuple):
 
 
 def observed(
-    row: Int[Array, "E"], col: Int[Array, "E"], real: Bool[Array, "E"], rows: int, cols: int
+    row: Int[Array, "E"],
+    col: Int[Array, "E"],
+    real: Bool[Array, "E"],
+    rows: int,
+    cols: int,
+    *,
+    repeats: bool = False,
 ) -> Observed:
-    """The layout of the cells `(row, col)` where `real`; a cell given twice counts once. Works under `jit` and `vmap`.
+    """The layout of the cells `(row, col)` where `real`; works under `jit` and `vmap`.
+
+    A cell given twice counts once, with `repeats` as often as it is given.
 
     >>> cells = observed(jnp.array([1, 0]), jnp.array([0, 2]), jnp.array([True, True]), rows=2, cols=3)
     >>> sampled(jnp.ones((2, 4)), jnp.ones((3, 4)), cells)[:3].tolist()
@@ -57,10 +65,11 @@ def observed(
     row, col, real = (jnp.pad(a, (0, extra)) for a in (row, col, real))
     far, wide = jnp.where(real, row, rows).astype(jnp.int32), jnp.where(real, col, cols).astype(jnp.int32)
     far, wide = lax.sort((far, wide), num_keys=2)
-    again = (far[1:] == far[:-1]) & (wide[1:] == wide[:-1])
-    repeated = jnp.concatenate([jnp.zeros(1, bool), again])
-    far, wide = jnp.where(repeated, rows, far), jnp.where(repeated, cols, wide)
-    far, wide = lax.sort((far, wide), num_keys=2)
+    if not repeats:
+        again = (far[1:] == far[:-1]) & (wide[1:] == wide[:-1])
+        repeated = jnp.concatenate([jnp.zeros(1, bool), again])
+        far, wide = jnp.where(repeated, rows, far), jnp.where(repeated, cols, wide)
+        far, wide = lax.sort((far, wide), num_keys=2)
     order = jnp.argsort(wide, stable=True).astype(jnp.int32)
     row, col = jnp.minimum(far, rows - 1), jnp.minimum(wide, cols - 1)
     return Observed(row, col, _starts(far, rows), order, row[order], _starts(wide[order], cols))
@@ -75,6 +84,21 @@ def select(cells: Observed, index: Int[Array, "B"], mask: Bool[Array, "B"]) -> O
 
     Integer work on E slots; everything that costs D afterwards follows the chosen cells only.
     """
+    return _select(cells, index, mask)[0]
+
+
+def select_values(
+    cells: Observed, values: Float[Array, "E"], index: Int[Array, "B"], mask: Bool[Array, "B"]
+) -> tuple[Observed, Float[Array, "E"]]:
+    """`select` for cells that carry values: the chosen cells and theirs, 0 in the padding."""
+    chosen, slot = _select(cells, index, mask)
+    return chosen, jnp.zeros_like(values).at[slot].set(values, mode="drop")
+
+
+def _select(
+    cells: Observed, index: Int[Array, "B"], mask: Bool[Array, "B"]
+) -> tuple[Observed, Int[Array, "E"]]:
+    """The chosen cells, and the slot each of the old ones went to (out of range: not chosen)."""
     slots, rows = cells.row.shape[0], cells.row_start.shape[0] - 1
     length = jnp.where(mask, cells.row_start[index + 1] - cells.row_start[index], 0)
     row_start = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(length, dtype=jnp.int32)])
@@ -91,7 +115,7 @@ def select(cells: Observed, index: Int[Array, "B"], mask: Bool[Array, "B"]) -> O
     keep = (place[cells.row_of_order] >= 0) & real
     before = jnp.concatenate([jnp.zeros(1, jnp.int32), jnp.cumsum(keep, dtype=jnp.int32)])
     where = jnp.where(keep, before[:-1], slots)
-    return Observed(
+    chosen = Observed(
         row=put(slot, at),
         col=put(slot, cells.col),
         row_start=row_start,
@@ -99,6 +123,7 @@ def select(cells: Observed, index: Int[Array, "B"], mask: Bool[Array, "B"]) -> O
         row_of_order=put(where, place[cells.row_of_order]),
         col_start=before[cells.col_start],
     )
+    return chosen, slot
 
 
 def turned(cells: Observed) -> Observed:

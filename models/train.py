@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,10 +20,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
+from models.data import sample
 from models.data.interactions import Interactions
+from models.data.sample import Lists
 from models.recommender import Data, Params, Recommender
-
-CHUNK = 64  # events of a user marked at a time
 
 
 @jax.tree_util.register_dataclass
@@ -83,12 +83,7 @@ def fit(
     >>> top_k(fitted, jnp.array([1]), 2, exclude=train).shape
     (1, 2)
     """
-    x = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)
-    if x.ndim != 2 or x.shape[1] != train.items or not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ValueError(
-            f"fit: fakes_rows has shape {x.shape} and dtype {x.dtype}; expected floating (F, {train.items}), "
-            "one row per fake user and one column per item"
-        )
+    x = _rows(train, fakes_rows)
     if params0 is not None:
         _check_params(model, params0, train.users, train.items, x.shape[0])
     return _fit(model, train, key, x, params0)
@@ -96,12 +91,57 @@ def fit(
 
 @partial(jax.jit, static_argnames="model")
 def _fit(model: Recommender, train: Interactions, key: Array, x: Array, params0: Params | None) -> Fitted:
+    start = _begin(model, train, key, x, params0)
+    params = bilevel.detached(start.inner)(x, start.params, start.data, start.key)
+    return Fitted(model, params, start.data, x, model.embed(params, x, start.data))
+
+
+class Start(NamedTuple):
+    """What a training begins with: the loop, parameters, fake rows, what the loss reads, and the loop's key."""
+
+    inner: bilevel.Inner
+    params: Params
+    x: Float[Array, "F I"]
+    data: Data
+    key: Key[Array, ""]
+
+
+def begin(
+    model: Recommender,
+    train: Interactions,
+    key: Key[Array, ""],
+    fakes_rows: Float[Array, "F I"] | None = None,
+    params0: Params | None = None,
+) -> Start:
+    """What `fit` starts from, for whoever trains in pieces; arguments and errors as there.
+
+    >>> from models.wrmf import wrmf
+    >>> begin(wrmf(epochs=7), Interactions.from_arrays([0, 1], [1, 0]), jax.random.key(0)).inner
+    gradient_descent(steps=7)
+    """
+    x = _rows(train, fakes_rows)
+    if params0 is not None:
+        _check_params(model, params0, train.users, train.items, x.shape[0])
+    inner = model.trainer(train.users, train.items, x.shape[0], train.capacity)
+    rest = jax.jit(lambda train, key, x, params0: _begin(model, train, key, x, params0)[1:])
+    return Start(inner, *rest(train, key, x, params0))
+
+
+def _begin(model: Recommender, train: Interactions, key: Array, x: Array, params0: Params | None) -> Start:
     init_key, train_key = jax.random.split(key)
     sizes = (train.users, train.items, x.shape[0])
-    start = model.init(init_key, *sizes) if params0 is None else params0
-    data = model.prepare(train)
-    params = bilevel.detached(model.trainer(*sizes))(x, start, data, train_key)
-    return Fitted(model, params, data, x, model.embed(params, x, data))
+    params = model.init(init_key, *sizes) if params0 is None else params0
+    return Start(model.trainer(*sizes, train.capacity), params, x, model.prepare(train), train_key)
+
+
+def _rows(train: Interactions, fakes_rows: Float[Array, "F I"] | None) -> Float[Array, "F I"]:
+    x = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)
+    if x.ndim != 2 or x.shape[1] != train.items or not jnp.issubdtype(x.dtype, jnp.floating):
+        raise ValueError(
+            f"fit: fakes_rows has shape {x.shape} and dtype {x.dtype}; expected floating (F, {train.items}), "
+            "one row per fake user and one column per item"
+        )
+    return x
 
 
 def grow(
@@ -172,19 +212,7 @@ def seen(train: Interactions, users: Int[Array, "B"]) -> Bool[Array, "B I"]:
     >>> seen(Interactions.from_arrays([0, 1, 1], [2, 0, 1]), jnp.array([1])).tolist()
     [[True, True, False]]
     """
-    pointers = train.row_pointers()
-    start, stop = pointers[users], pointers[users + 1]
-    rows = jnp.arange(users.shape[0])[:, None]
-
-    def mark(k, marked):
-        slot = start[:, None] + k * CHUNK + jnp.arange(CHUNK)
-        item = jnp.where(
-            slot < stop[:, None], train.item[slot], train.items
-        )  # items is out of range: dropped
-        return marked.at[rows, item].set(True, mode="drop")
-
-    chunks = (jnp.max(stop - start, initial=0) + CHUNK - 1) // CHUNK
-    return lax.fori_loop(0, chunks, mark, jnp.zeros((users.shape[0], train.items), bool))
+    return sample.marked(Lists(train.item, train.row_pointers()), users, train.items)
 
 
 def _check_params(model: Recommender, params0: Params, users: int, items: int, fakes: int) -> None:

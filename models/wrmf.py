@@ -100,7 +100,7 @@ def wrmf(
     def init(key, users, items, fakes):
         return flat(Factors(users, items, fakes, factors, scale, rngs=nnx.Rngs(params=key)))
 
-    def trainer(users, items, fakes):
+    def trainer(users, items, fakes, events=0):
         rows = users + fakes
         batches = bilevel.minibatches(rows, batch) if batch is not None and rows > batch else None
         steps = epochs * (batches.per_epoch if batches else 1)

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 import attacks
+import bilevel
 from experiments import report
 from experiments.pipeline import judge, make_case, profile_facts, toy_case
 from experiments.published import published
@@ -205,7 +206,9 @@ def report_movielens(records: list[Record], folder: Path) -> Report:
         )
         test = report.interval([r.result["victim"]["recall"] for r in found])
         counted = [method, str(len(found)), report.interval(list(hr(method).values()))]
-        rows.append([*counted, paired, test, value("popularity"), value("seconds")])
+        codes = [code for r in found for code in r.result.get("code", [])]
+        fine = f"{np.mean(np.array(codes) == bilevel.Code.OK):.0%}" if codes else "-"
+        rows.append([*counted, paired, test, value("popularity"), value("seconds"), fine])
     header = [
         "attack",
         "seeds",
@@ -214,6 +217,7 @@ def report_movielens(records: list[Record], folder: Path) -> Report:
         "test Recall@50",
         "profile popularity",
         "craft seconds",
+        "steps with code OK",
     ]
     column = published("rapu", "table2", "values", "MovieLens", "WRMF")
     made, axes = report.figure(width=6)

@@ -52,8 +52,8 @@ def strata(
         strict: leave out items exactly on a percentile, as the released code of RevAdv does. Default: a stratum
             is [low, high), so that the strata partition the items.
 
-    **Differs from the paper:** half-open by default; RevAdv's text has the bounds of the torsos swapped, its code
-    and this function do not.
+    **Differs from the paper:** half-open by default; RevAdv's text has the bounds of the lower torso swapped (above
+    p75, below p50: empty); its code and this function do not.
 
     >>> {name: ids.tolist() for name, ids in strata(np.arange(8)).items()}
     {'tail': [0, 1, 2, 3], 'lower_torso': [4, 5], 'upper_torso': [6], 'head': [7]}

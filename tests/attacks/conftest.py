@@ -22,5 +22,7 @@ def counting() -> Recommender:
         loss=lambda params, x, data, ctx: params**2,
         embed=embed,
         score=lambda embedding, users: embedding[0][users] @ embedding[1],
-        trainer=lambda users, items, fakes: bilevel.fixed_point(lambda params, x, data, ctx: params, 1),
+        trainer=lambda users, items, fakes, events=0: bilevel.fixed_point(
+            lambda params, x, data, ctx: params, 1
+        ),
     )

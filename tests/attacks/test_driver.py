@@ -127,3 +127,27 @@ def test_a_description_says_what_an_attack_is_and_nothing_of_this_process():
     assert len(set(described)) == len(described)
     with pytest.raises(ValueError, match="give an estimator by name"):
         made(estimator=lambda inner: bilevel.truncated(inner, 2))
+
+
+def diverging(losses):
+    """An attack whose losses are given."""
+
+    attack = wander(steps=len(losses))
+    made = jnp.asarray(losses)
+
+    def told(state, train, targets, test=None):
+        step_number = state.rows[0, 0].astype(int)
+        return State(state.rows.at[0, 0].add(1), state.key), {"loss": made[step_number]}
+
+    finish = lambda state, train, targets: Profiles.from_rows(jnp.zeros_like(state.rows), targets)
+    return attacks.Attack("diverging", {}, attack.threat, len(losses), attack.init, told, finish)
+
+
+def test_a_surrogate_that_never_had_a_finite_loss_is_an_error(train, key):
+    with pytest.raises(FloatingPointError, match=r"3 of 3 outer steps.*smaller learning rate"):
+        attacks.run(diverging([np.nan, np.inf, np.nan]), key, train, TARGETS)
+
+
+def test_a_surrogate_that_diverged_sometimes_is_a_warning(train, key):
+    with pytest.warns(RuntimeWarning, match="1 of 3 outer steps"):
+        attacks.run(diverging([1.0, np.nan, 2.0]), key, train, TARGETS)

@@ -41,7 +41,7 @@ def rows(rng):
 def by_sgd(model, rate, steps):
     """The same model trained by plain gradient descent."""
     return dataclasses.replace(
-        model, trainer=lambda u, i, f: bilevel.gradient_descent(model.loss, optax.sgd(rate), steps)
+        model, trainer=lambda u, i, f, e=0: bilevel.gradient_descent(model.loss, optax.sgd(rate), steps)
     )
 
 
@@ -174,7 +174,7 @@ def test_other_estimators_by_name(name):
 
 def test_the_worst_code_of_the_surrogates_reaches_the_history(counting, train, key):
     two_step = dataclasses.replace(
-        counting, trainer=lambda u, i, f: bilevel.fixed_point(lambda params, x, data, ctx: params, 2)
+        counting, trainer=lambda u, i, f, e=0: bilevel.fixed_point(lambda params, x, data, ctx: params, 2)
     )
 
     def doubtful(inner):
@@ -189,6 +189,40 @@ def test_the_worst_code_of_the_surrogates_reaches_the_history(counting, train, k
 
 
 # ------------------------------------------------------------------------------------------------ the loop
+
+
+def test_two_outer_steps_are_those_of_algorithm_1(x64, train, rows, key):
+    # Written out in NumPy: normalized rows, momentum, then the budget's highest non-targets and the targets.
+    model, rate, momentum, budget = wrmf(**SMALL), 0.7, 0.9, 2
+    attack = attacks.revadv(
+        model,
+        fakes=FAKES,
+        budget=budget,
+        projection="topk",
+        click_targets=True,
+        steps=2,
+        learning_rate=rate,
+        momentum=momentum,
+        k=3,
+        initial="given",
+    )
+    state = attack.init(key, train, TARGETS, rows)
+    step = jax.jit(attack.step)
+    x = np.asarray(state.outer.x)
+    velocity = np.zeros_like(x)
+    others = np.setdiff1d(np.arange(ITEMS), TARGETS)
+    for _ in range(2):
+        own = jax.random.fold_in(state.key, 0)
+        slope = np.array(gradient(model, make_estimator("exact"), jnp.asarray(x), train, own).grad)
+        slope[:, TARGETS] = 0
+        velocity = momentum * velocity + slope / np.linalg.norm(slope, axis=1, keepdims=True)
+        moved = x - rate * velocity
+        x = np.zeros_like(x)
+        x[:, TARGETS] = 1
+        for row, values in zip(x, moved, strict=True):
+            row[others[np.argsort(-values[others], kind="stable")[:budget]]] = 1
+        state, _ = step(state, train, TARGETS)
+        np.testing.assert_array_equal(state.outer.x, x)
 
 
 def test_every_step_trains_from_the_same_parameters(train, key):

@@ -20,7 +20,7 @@ def test_attacks_leave_out_what_is_none():
     ("text", "message"),
     [
         ("wmrf", "did you mean 'wrmf'"),
-        ("lightgcn", "There are: wrmf"),
+        ("sasrec", "There are: wrmf"),
         ("wrmf:rapu-ml-victm", "did you mean 'rapu-ml-victim'"),
         ("wrmf,epoch=3", "did you mean 'epochs'"),
         ("wrmf,epochs", "is not argument=value"),
