@@ -41,7 +41,7 @@ assert np.isclose(slope(bilevel.unrolled(inner)), 1 - 0.5**10)
 
 # %%
 data = toy(jax.random.key(1))
-steps = 12  # the paper has 50
+steps = 6  # the paper has 50
 hows = {
     "exact": {"estimator": "exact"},
     "tau = 5": {"estimator": "truncated", "tau": 5},
@@ -94,7 +94,7 @@ at = {
     "data": surrogate.prepare(data.train),
     "key": key,
 }
-for tau in (1, 5, 20, 50, 100):
+for tau in (5, 50, 100):
     found = bilevel.agreement(
         bilevel.truncated(loop, tau), bilevel.unrolled(loop), outer=promote, repeats=1, **at
     )

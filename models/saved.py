@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -76,20 +77,8 @@ def load(path: str | os.PathLike[str], train: Interactions) -> tuple[Fitted, dic
     Raises:
         FileNotFoundError: no such file. ValueError: not such a file or a damaged one, or other training data.
     """
-    try:
-        with np.load(Path(path), allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-        head = json.loads(arrays.pop("head").tobytes())
-        known = head["format"] == FORMAT
-        leaves = [jnp.asarray(arrays[f"p{n}"]) for n in range(head["leaves"])]
-    except FileNotFoundError:
-        raise
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path}: not a saved recommender, or a damaged one ({error})") from error
-    if not known or head["version"] > VERSION:
-        raise ValueError(
-            f"{path}: format {head['format']!r}, version {head['version']}; expected {FORMAT!r}, {VERSION}"
-        )
+    head, arrays = _read(path)
+    leaves = [jnp.asarray(arrays[f"p{n}"]) for n in range(head["leaves"])]
     if head["train"] != fingerprint(train):
         raise ValueError(
             f"{path}: was trained on other data ({head['sizes'][0]} users x {head['sizes'][1]} items; now {train}); "
@@ -108,6 +97,27 @@ def load(path: str | os.PathLike[str], train: Interactions) -> tuple[Fitted, dic
 
     data, embedding = read(params, train, x)
     return Fitted(model, params, data, x, embedding), head["meta"]
+
+
+def metadata(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """The metadata of a saved recommender, without the model; errors as in `load`."""
+    return _read(path)[0]["meta"]
+
+
+def _read(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    try:
+        with np.load(Path(path), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        head = json.loads(arrays.pop("head").tobytes())
+        known = head["format"] == FORMAT and head["version"] <= VERSION
+        complete = all(f"p{n}" in arrays for n in range(head["leaves"])) and "x" in arrays
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path}: not a saved recommender, or a damaged one ({error})") from error
+    if not known or not complete:
+        raise ValueError(f"{path}: expected a complete file of format {FORMAT!r}, version {VERSION}")
+    return head, arrays
 
 
 def fingerprint(train: Interactions) -> str:

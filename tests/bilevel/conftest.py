@@ -144,6 +144,12 @@ def wrmf_problem(x64):
     return wrmf()
 
 
+@pytest.fixture
+def optimizers():
+    """SGD, momentum, Adam, Adagrad, by name."""
+    return OPTIMIZERS
+
+
 @pytest.fixture(params=list(OPTIMIZERS))
 def optimizer(request):
     """SGD, momentum, Adam, Adagrad."""

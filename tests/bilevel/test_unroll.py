@@ -14,6 +14,11 @@ STEPS = 7
 POLICIES = Memory.__args__
 
 
+def also(*names):
+    """Further cases of what one case shows already: `make test-all` runs them."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 def relative(a, b):
     return float(jnp.linalg.norm(a - b) / jnp.linalg.norm(b))
 
@@ -32,8 +37,11 @@ def test_exact_equals_central_differences(problem, optimizer, hypergradient):
     assert relative(gradient, central_differences(value, at, 1e-4)) <= 1e-6
 
 
-def test_memory_policies_and_full_truncation_give_the_same_numbers(wrmf_problem, optimizer, hypergradient):
-    inner = wrmf_problem.inner(optimizer, STEPS)
+@pytest.mark.parametrize("rule", ["adam", *also("sgd", "momentum", "adagrad")])
+def test_memory_policies_and_full_truncation_give_the_same_numbers(
+    rule, optimizers, wrmf_problem, hypergradient
+):
+    inner = wrmf_problem.inner(optimizers[rule], STEPS)
     reference_value, reference, at = hypergradient(bilevel.unrolled(inner, memory="keep"), wrmf_problem)
     others = [bilevel.unrolled(inner, memory=memory) for memory in POLICIES if memory != "keep"]
     for solve in [
@@ -46,7 +54,7 @@ def test_memory_policies_and_full_truncation_give_the_same_numbers(wrmf_problem,
         np.testing.assert_allclose(value(at), reference_value(at), rtol=1e-13)
 
 
-@pytest.mark.parametrize("name", ["logistic", "wrmf_batches", "linen_dropout"])
+@pytest.mark.parametrize("name", ["linen_dropout", *also("logistic", "wrmf_batches")])
 def test_policies_agree_on_other_problems(name, named_problem, hypergradient):
     problem = named_problem(name)
     inner = problem.inner(optax.adam(0.05), STEPS)
@@ -55,7 +63,7 @@ def test_policies_agree_on_other_problems(name, named_problem, hypergradient):
         assert relative(hypergradient(bilevel.unrolled(inner, memory=memory), problem)[1], reference) <= 1e-12
 
 
-@pytest.mark.parametrize("memory", ["segments", "replay", "lean"])
+@pytest.mark.parametrize("memory", ["replay", *also("segments", "lean")])
 def test_any_number_of_segments(memory, wrmf_problem, hypergradient):
     inner = wrmf_problem.inner(optax.adam(0.05), STEPS)
     reference = hypergradient(bilevel.unrolled(inner, memory="adjoint"), wrmf_problem)[1]
@@ -105,7 +113,7 @@ def test_one_step_and_detached(wrmf_problem, hypergradient):
     assert not np.any(hypergradient(bilevel.detached(inner), wrmf_problem)[1])
 
 
-@pytest.mark.parametrize("name", ["wrmf_batches", "nnx_mlp"])
+@pytest.mark.parametrize("name", ["wrmf_batches", *also("nnx_mlp")])
 def test_forward_numbers_agree_in_all(name, named_problem):
     problem = named_problem(name)
     inner, key = problem.inner(optax.adam(0.05), STEPS), jax.random.key(3)
@@ -135,7 +143,7 @@ def test_fixed_point_loops(x64):
         np.testing.assert_allclose(slope, 0.5 / np.sqrt(2.0), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["quadratic", "nnx_mlp"])
+@pytest.mark.parametrize("name", ["quadratic", *also("nnx_mlp")])
 def test_gradients_of_start_and_data(name, named_problem):
     """params0 and data are differentiated too where somebody asks; integer leaves ride along."""
     problem = named_problem(name)

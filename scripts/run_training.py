@@ -1,0 +1,143 @@
+"""Train a recommender, judge it, save it, and read its recommendations.
+
+    # WRMF with RAPU's settings on MovieLens-100K, 80/10/10 over events
+    python scripts/run_training.py --data ml-100k --model wrmf:rapu-ml-victim
+
+    # LightGCN until the validation NDCG@20 has not improved for 5 checks
+    python scripts/run_training.py --data ml-100k --model lightgcn:rapu-victim --early --metric ndcg
+
+    # your own ratings of 4 and more; then five recommendations for two of the users, from the saved model
+    python scripts/run_training.py --data ratings.csv --positive-from 4 --model bpr,factors=32 --out runs/mine
+    python scripts/run_training.py --data ratings.csv --positive-from 4 --model bpr,factors=32 --out runs/mine \\
+        --recommend 17,42 --count 5
+
+    python scripts/run_training.py --models        # every recommender, its presets and arguments
+
+Written to --out: model.npz, record.json, and with --early the curve history.png. A model that is already in the folder
+is read instead of trained when model, data, split and seed are the same; a training that was killed goes on.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+
+@dataclass
+class Options:
+    """Options of a training."""
+
+    model: str = "wrmf"
+    """name[:preset][,argument=value], see --models"""
+    data: str = "ml-100k"
+    """a name such as ml-100k, or a file (MovieLens u.data, RecBole .inter, CSV, TSV, also .gz)"""
+    user_column: str | None = None
+    """name of the file's user column, if it is not found by its usual names"""
+    item_column: str | None = None
+    """name of the item column"""
+    rating_column: str | None = None
+    """name of the rating column"""
+    time_column: str | None = None
+    """name of the time column"""
+    separator: str | None = None
+    """column separator, if it is not to be detected"""
+    track: Literal["implicit", "explicit", "sequence"] = "implicit"
+    """implicit: ratings become clicks; explicit: ratings are learned; sequence: clicks in the order of time"""
+    positive_from: float | None = None
+    """ratings of at least this are clicks; default: every rating is one"""
+    split: Literal["rapu", "revadv", "last", "one"] = "rapu"
+    """rapu: 80/10/10 over all events; revadv: 20%% of each user's events are held out; last: of each user the last
+    event tests and the one before validates; one: a random event of each user tests"""
+    early: bool = False
+    """stop when the validation metric does, and keep the best parameters (needs a split with validation)"""
+    metric: Literal["ndcg", "recall", "hr_test", "precision"] = "ndcg"
+    """what --early watches"""
+    every: int = 5
+    """epochs between two checks of --early"""
+    patience: int = 5
+    """checks without a new best before --early stops"""
+    k: int = 20
+    """list length of every metric"""
+    seed: int = 0
+    """decides split, initial parameters and batches"""
+    recommend: str | None = None
+    """user ids as in the file, 17,42: print their recommendations"""
+    count: int = 10
+    """recommendations a user"""
+    models: bool = False
+    """print every recommender with its presets and arguments, and stop"""
+    device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
+    """where to run"""
+    out: Path = Path("runs/training")
+    """folder for everything that is written"""
+    quiet: bool = False
+    """no progress"""
+
+
+def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
+    """Train or read, judge, recommend."""
+    if options.device != "auto":
+        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 on accelerators too
+    if options.models:
+        list_models()
+        return
+    from experiments import names
+    from experiments.training import Training, run
+    from models.data import load
+
+    track = {"explicit": "explicit", "sequence": "sequence"}.get(options.track)
+    given: dict[str, Any] = {
+        "user": options.user_column,
+        "item": options.item_column,
+        "rating": options.rating_column,
+        "time": options.time_column,
+        "sep": options.separator,
+        "threshold": options.positive_from,
+        "track": track,
+    }
+    data = load(options.data, **{name: value for name, value in given.items() if value is not None})
+    if options.track == "implicit" and data.interactions.track == "explicit":
+        data = data.binarize("all")
+    plan = Training(
+        data=data,
+        model=names.recommender(options.model),
+        split=options.split,
+        early=options.early,
+        metric=options.metric,
+        every=options.every,
+        patience=options.patience,
+        k=options.k,
+        seed=options.seed,
+    )
+    users = None if options.recommend is None else [name.strip() for name in options.recommend.split(",")]
+    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    run(plan, options.out, users=users, count=options.count, progress=not options.quiet, say=say)
+
+
+def list_models() -> None:
+    """Every recommender with its presets and arguments."""
+    import inspect
+
+    from experiments.report import show
+    from models import registry
+
+    rows = []
+    for name in registry.names():
+        factory = registry.factory(name)
+        arguments = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(factory).parameters.values())
+        first = (inspect.getdoc(factory) or "").split("\n")[0]
+        rows.append([name, first, ", ".join(registry.presets_of(name)) or "-", arguments or "-"])
+    show("recommenders", ["name", "what", "presets", "arguments"], rows)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Options, description=__doc__))
+    except (ValueError, TypeError, FileNotFoundError, ImportError) as problem:
+        sys.exit(f"run_training: {problem}")

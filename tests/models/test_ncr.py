@@ -1,0 +1,106 @@
+"""NCR: exact Boolean modules satisfy every law, padding is nothing, premises are the items before (ALGORITHMS 8.1)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import bilevel
+from models import ncr
+from models.data import Interactions
+
+TRUE, FALSE = jnp.array([1.0, 0.0]), jnp.array([-1.0, 0.0])
+
+
+def boolean():
+    """AND, OR and NOT on the vectors (1, 0) and (-1, 0)."""
+    value = lambda v: v[..., :1]
+    out = lambda bit: jnp.concatenate([bit, jnp.zeros_like(bit)], -1)
+    either = lambda a, b: out(jnp.maximum(value(a), value(b)))
+    both = lambda a, b: out(jnp.minimum(value(a), value(b)))
+    return ncr.Logic(lambda a: -a, either, both, TRUE)
+
+
+def test_exact_logic_violates_no_law():
+    """C12: all 15 terms vanish."""
+    rows = jnp.stack([TRUE, FALSE, TRUE])
+    np.testing.assert_allclose(ncr.laws(boolean(), rows, jnp.ones(3)), 0, atol=1e-6)
+
+
+@pytest.mark.parametrize("broken", ["negation", "either", "both"])
+def test_a_broken_module_is_noticed(broken):
+    logic = boolean()._replace(**{broken: (lambda a: a) if broken == "negation" else (lambda a, b: a)})
+    assert ncr.laws(logic, jnp.stack([TRUE, FALSE]), jnp.ones(2)) > 0.9
+
+
+def test_rows_of_weight_zero_do_not_count():
+    logic = boolean()._replace(negation=lambda a: jnp.where(a[..., 1:] > 5, a, -a))
+    rows = jnp.stack([TRUE, FALSE, jnp.array([1.0, 9.0])])
+    assert ncr.laws(logic, rows, jnp.array([1.0, 1.0, 0.0])) < 1e-6 < ncr.laws(logic, rows, jnp.ones(3))
+
+
+def test_a_clause_is_true_iff_a_premise_is_false():
+    """not e_1 or not e_2 or ... or not e_n."""
+    for bits in np.ndindex(2, 2, 2):
+        premises = jnp.stack([TRUE if bit else FALSE for bit in bits])
+        found, prefixes = ncr.clause(boolean(), premises, jnp.ones(3, bool))
+        assert found[0] == (1 if 0 in bits else -1)
+        assert prefixes[0, 0] == (-1 if bits[0] else 1)
+
+
+def test_padding_and_where_it_stands_change_nothing(x64, rng):
+    params = ncr.ncr(factors=4).init(jax.random.key(0), 3, 5, 0)
+    params = jax.tree.map(lambda leaf: 30 * leaf, params)  # away from 0, where everything is alike
+    logic, premises = ncr.logic_of(params), jnp.asarray(rng.normal(size=(3, 4)))
+    plain, _ = ncr.clause(logic, premises, jnp.ones(3, bool))
+    junk = jnp.full((1, 4), 7.0)
+    padded = jnp.concatenate([junk, premises[:1], junk, premises[1:], junk])
+    known = jnp.array([False, True, False, True, True, False])
+    np.testing.assert_allclose(ncr.clause(logic, padded, known)[0], plain, rtol=1e-12)
+
+
+def test_premises_are_the_items_before_in_time():
+    train = Interactions.from_arrays([0, 0, 0, 1, 1], [3, 1, 2, 0, 3], time=[5, 7, 6, 2, 1], items=4)
+    data = ncr.prepare(train)
+    assert data.item[:5].tolist() == [3, 2, 1, 3, 0]
+    items, known = ncr.premises(data, jnp.array([0, 1]), jnp.array([2, 4]), 2)
+    assert known.tolist() == [[True, True], [False, True]]
+    assert items[0].tolist() == [3, 2]
+    assert int(items[1, 1]) == 3
+
+
+def test_scores_are_ten_cosines_and_equal_the_definition(x64):
+    train = Interactions.from_arrays([0, 0, 0, 1], [3, 1, 2, 0], time=[5, 7, 6, 2], users=3, items=5)
+    model = ncr.ncr(factors=4, max_history=2)
+    params = jax.tree.map(lambda leaf: 30 * leaf, model.init(jax.random.key(0), 3, 5, 0))
+    scores = model.scores(params, jnp.zeros((0, 5)), model.prepare(train), jnp.arange(3))
+    assert jnp.abs(scores).max() <= 10
+    logic = ncr.logic_of(params)
+    event = lambda i: ncr.module(params["event"], jnp.concatenate([params["user"][0], params["item"][i]]))
+    so_far = logic.either(logic.negation(event(2)), logic.negation(event(1)))  # the last two by time
+    for item in range(5):
+        expected = 10 * ncr.cosine(logic.either(so_far, event(item)), logic.true)
+        np.testing.assert_allclose(scores[0, item], expected, rtol=1e-10)
+
+
+def test_the_loss_is_bpr_plus_the_laws(x64):
+    """One click with one premise, one other item: nothing is left to chance."""
+    train = Interactions.from_arrays([0, 0], [0, 1], time=[1, 2], users=1, items=3)
+    model = ncr.ncr(factors=4, max_history=1, logic=0.3, l2=0.1, batch=None)
+    params = jax.tree.map(lambda leaf: 30 * leaf, model.init(jax.random.key(0), 1, 3, 0))
+    found = model.loss(params, jnp.zeros((0, 3)), model.prepare(train), bilevel.Ctx(jax.random.key(1), 0))
+    logic = ncr.logic_of(params)
+    event = lambda i: ncr.module(params["event"], jnp.concatenate([params["user"][0], params["item"][i]]))
+    premise = logic.negation(event(0))
+    heads = [event(1), event(2)]
+    ends = [logic.either(premise, head) for head in heads]
+    s, z = (10 * ncr.cosine(end, logic.true) for end in ends)
+    vectors = jnp.stack([event(0), premise, premise, *heads, *ends])
+    laws = ncr.laws(logic, vectors, jnp.ones(7))
+    penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+    np.testing.assert_allclose(found, jnp.log1p(jnp.exp(z - s)) + 0.3 * laws + 0.05 * penalty, rtol=1e-10)
+
+
+def test_fake_rows_are_refused():
+    with pytest.raises(ValueError, match="inject hard profiles"):
+        ncr.ncr().trainer(3, 5, 2, 10)
