@@ -173,15 +173,19 @@ def true_vector(factors: int) -> Float[Array, " D"]:
 
 def logic_of(params: Any) -> Logic:
     """The modules as functions."""
-    pair = lambda name: lambda a, b: module(params[name], jnp.concatenate([a, b], -1))
-    negation = lambda a: module(params["negation"], a)
-    return Logic(negation, pair("either"), pair("both"), true_vector(params["item"].shape[1]))
+    either, both = (partial(module, params[name]) for name in ("either", "both"))
+    return Logic(partial(module, params["negation"]), either, both, true_vector(params["item"].shape[1]))
 
 
-def module(layers: Any, h: Float[Array, "*B H"]) -> Float[Array, "*B D"]:
-    """`linear -> ReLU -> linear`."""
-    h = jax.nn.relu(h @ layers["first"]["kernel"] + layers["first"]["bias"])
-    return h @ layers["second"]["kernel"] + layers["second"]["bias"]
+def module(layers: Any, *inputs: Float[Array, "*#B D"]) -> Float[Array, "*B D"]:
+    """`linear -> ReLU -> linear` of the concatenated inputs.
+
+    The first layer is a sum over the inputs, so that one that many sentences share is multiplied once; inputs
+    broadcast against each other.
+    """
+    kernels = jnp.split(layers["first"]["kernel"], len(inputs))
+    h = sum(one @ kernel for one, kernel in zip(inputs, kernels)) + layers["first"]["bias"]
+    return jax.nn.relu(h) @ layers["second"]["kernel"] + layers["second"]["bias"]
 
 
 def cosine(a: Float[Array, "*B D"], b: Float[Array, "*B D"]) -> Float[Array, "*B"]:
@@ -220,11 +224,10 @@ def laws(logic: Logic, v: Float[Array, "N D"], weight: Float[Array, " N"]) -> Fl
 
     Reference: NCR's released code. **Differs from the paper:** nothing.
     """
-    true = jnp.broadcast_to(logic.true, v.shape)
-    no, either, both = logic.negation, logic.either, logic.both
+    true, no, either, both = logic.true[None], logic.negation, logic.either, logic.both
     false, not_v = no(true), no(v)
-    near = lambda a, b: pairs.mean(weight, 1 - cosine(a, b))
-    far = lambda a, b: pairs.mean(weight, 1 + cosine(a, b))
+    mean = lambda values: pairs.mean(weight, jnp.broadcast_to(values, weight.shape))
+    near, far = (lambda a, b: mean(1 - cosine(a, b))), (lambda a, b: mean(1 + cosine(a, b)))
     negation = (
         near(no(false), true) + near(no(not_v), v) + far(not_v, v) + far(no(not_v), not_v) + far(true, false)
     )
@@ -258,12 +261,9 @@ def premises(
     return data.item[jnp.where(known, slot, 0)], known
 
 
-def event(params: Any, user: Float[Array, "*B D"], item: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+def event(params: Any, user: Float[Array, "*#B D"], item: Float[Array, "*#B D"]) -> Float[Array, "*B D"]:
     """`EVENT([h_u; h_j])`."""
-    shape = jnp.broadcast_shapes(user.shape, item.shape)
-    return module(
-        params["event"], jnp.concatenate([jnp.broadcast_to(user, shape), jnp.broadcast_to(item, shape)], -1)
-    )
+    return module(params["event"], user, item)
 
 
 def loss(
@@ -316,7 +316,7 @@ def score(embedding: Any, users: Int[Array, " B"]) -> Float[Array, "B I"]:
     def of(one):
         h, so_far = one
         heads = event(params, h, params["item"])
-        return SCALE * cosine(system.either(jnp.broadcast_to(so_far, heads.shape), heads), system.true)
+        return SCALE * cosine(system.either(so_far, heads), system.true)
 
     chunk = max(1, CELLS // (params["item"].size * 4))
     return lax.map(of, (params["user"][users], embedding["clause"][users]), batch_size=chunk)

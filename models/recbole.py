@@ -23,7 +23,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from models.data.interactions import Interactions
-from models.external import Cost, External, Trained, cost
+from models.external import Cost, External, cost
 from models.recommender import counts, numbers, one_of
 
 Peer = Literal["BPR", "NeuMF", "LightGCN", "NGCF", "MultiVAE", "GRU4Rec", "ItemKNN"]
