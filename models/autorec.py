@@ -63,7 +63,7 @@ def autorec(
     Reference: Sedhain et al., WWW 2015, eqs 1-3 and section 3.
 
     **Differs from the paper:** Adam instead of L-BFGS or Rprop; the form for clicks is ours. Ratings have their mean
-    taken off, which changes no ranking.
+    taken off, which changes no ranking; fake rows hold ratings as they are given, 0 where there is none.
 
     >>> autorec(hidden=4).init(jax.random.key(0), 3, 5, 1)["layers"][0]["kernel"].shape
     (5, 4)
@@ -114,21 +114,34 @@ def preset(name: str, **changes: Any) -> Recommender:
 
 
 def prepare(train: Interactions, *, by: By) -> Data:
-    """Clicks, or ratings minus their mean, with users or items as rows; works under `jit` and `vmap`."""
+    """Clicks or ratings with users or items as rows; works under `jit` and `vmap`."""
     made = cells.build(train, form="observed")
     value = None
     if train.track == "explicit":  # one event a cell in row order: slot k is event k
-        level = jnp.sum(train.weight) / jnp.maximum(train.count, 1)
-        value = jnp.where(train.mask, train.weight - level, 0)
         assert made.observed is not None
+        value = jnp.where(train.mask, train.weight, 0)
         value = jnp.pad(value, (0, made.observed.row.shape[0] - value.shape[0]))
         value = value if by == "user" else value[made.observed.order]
     return Data(made if by == "user" else cells.turned(made), value, None, sound(train))
 
 
+def centered(data: Data, x: Float[Array, "F I"]) -> tuple[Data, Float[Array, "F I"]]:
+    """The same with the mean of all ratings, real and fake, taken off; clicks as they are."""
+    if data.value is None:
+        return data, x
+    assert data.cells.observed is not None
+    real = jnp.arange(data.value.shape[0]) < data.cells.observed.row_start[-1]
+    rated = _rated(data, x)
+    total = jnp.sum(data.value) + jnp.sum(rated * x)
+    level = total / jnp.maximum(jnp.sum(real) + jnp.sum(rated), 1)
+    value = jnp.where(real, data.value - level, 0)
+    return data._replace(value=value, observed=rated > 0), rated * (x - level)
+
+
 def loss(params: Any, x: Float[Array, "F I"], data: Data, ctx: Any, *, by: By, l2: float) -> Float[Array, ""]:
     """The objective over the rows of `ctx.batch` (None: all) and the penalty of the weights."""
     step = _by_user if by == "user" else _by_item
+    data, x = centered(data, x)
     weights = sum(jnp.vdot(layer["kernel"], layer["kernel"]) for layer in params["layers"].values())
     return data.sound * step(params, x, data, ctx.batch) + l2 / 2 * weights
 
@@ -214,6 +227,7 @@ def _with_one(h: Float[Array, "B H"]) -> Float[Array, "B H+1"]:
 def embed(params: Any, x: Float[Array, "F I"], data: Data, *, by: By) -> Any:
     """`{"user", "item"}` whose products are the predictions for real users; by item, the items read the fake rows."""
     out = itemae.decoder(params)
+    data, x = centered(data, x)
     if by == "user":
         return {"user": data.sound * _hidden(params, *_take(data, None)), "item": out}
     h = _hidden(params, *_take(data, None), _rated(data, x).T * x.T)

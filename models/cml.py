@@ -58,7 +58,8 @@ def cml(
     Reference: Hsieh et al., WWW 2017, eqs 1-4; RevAdv's released code for the preset "revadv".
 
     **Differs from the paper:** by default RevAdv's form, without unit ball and rank weights (a margin of 10 cannot be
-    met in the unit ball); preset "original" has both. The original's feature loss and covariance penalty are left out.
+    met in the unit ball); preset "original" has both. The original sums the loss and
+    trains by Adagrad; its feature loss and covariance penalty are left out.
 
     >>> cml(factors=4).init(jax.random.key(0), 3, 5, 0)["item"].shape
     (5, 4)
@@ -141,7 +142,7 @@ def loss(
     far = jnp.sum((p[:, None] - other) ** 2, 2)
     lost = jax.nn.relu(margin + near - jnp.min(far, 1))
     if rank_weight:
-        within = jnp.mean(margin + near[:, None] > far, 1)
+        within = jnp.mean(margin + near[:, None] > far, 1, dtype=near.dtype)
         lost *= jax.lax.stop_gradient(jnp.log1p(params["item"].shape[0] * within))
     looked_up = jnp.sum(p**2, 1) + jnp.sum(q**2, 1) + jnp.sum(other**2, (1, 2))
     return data.sound * (pairs.mean(found.weight, lost) + l2 / 2 * jnp.vdot(found.weight, looked_up))

@@ -19,31 +19,37 @@ from models.cells import Cells
 Table = tuple[Float[Array, "U D"], Float[Array, "F D"], Float[Array, "I D"]]
 
 
-class Graph(NamedTuple):
-    """Edges and the inverse roots of the degrees of real users, fake users and items."""
+class Edges(NamedTuple):
+    """The real clicks by user and by item, and their number: what does not depend on the fake rows."""
 
-    edges: Cells
+    forth: Cells
     back: Cells
+    user: Float[Array, "U 1"]
+    item: Float[Array, "I 1"]
+
+
+class Graph(NamedTuple):
+    """Edges, fake rows and the inverse roots of the degrees of real users, fake users and items."""
+
+    edges: Edges
     x: Float[Array, "F I"]
     user: Float[Array, "U 1"]
     fake: Float[Array, "F 1"]
     item: Float[Array, "I 1"]
 
 
-def build(edges: Cells, x: Float[Array, "F I"]) -> Graph:
+def edges_of(clicks: Cells) -> Edges:
+    """What a graph needs of the real clicks, once for a training."""
+    (users, items), back = clicks.shape, cells.turned(clicks)
+    one = lambda rows: jnp.ones((rows, 1))
+    return Edges(clicks, back, cells.gather(one(items), clicks), cells.gather(one(users), back))
+
+
+def build(edges: Edges, x: Float[Array, "F I"]) -> Graph:
     """The graph of the real clicks and the fake rows; differentiable in `x`."""
-    users, items = edges.shape
-    back = cells.turned(edges)
-    one = lambda rows: jnp.ones((rows, 1), x.dtype)
-    degree = lambda total: jnp.where(total > 0, jnp.where(total > 0, total, 1) ** -0.5, 0)
-    return Graph(
-        edges=edges,
-        back=back,
-        x=x,
-        user=degree(cells.gather(one(items), edges)),
-        fake=degree(jnp.sum(x, 1, keepdims=True)),
-        item=degree(cells.gather(one(users), back) + jnp.sum(x, 0)[:, None]),
-    )
+    root = lambda total: jnp.where(total > 0, jnp.where(total > 0, total, 1) ** -0.5, 0)
+    fake, item = jnp.sum(x, 1, keepdims=True), edges.item + jnp.sum(x, 0)[:, None]
+    return Graph(edges=edges, x=x, user=root(edges.user), fake=root(fake), item=root(item))
 
 
 def propagate(graph: Graph, table: Table) -> Table:
@@ -51,14 +57,14 @@ def propagate(graph: Graph, table: Table) -> Table:
 
     On the complete bipartite graph of a users and b items, a user gets `sum of items / sqrt(a b)`.
 
-    >>> graph = build(Cells(jnp.ones((2, 2)), None), jnp.zeros((0, 2)))
+    >>> graph = build(edges_of(Cells(jnp.ones((2, 2)), None)), jnp.zeros((0, 2)))
     >>> propagate(graph, (jnp.zeros((2, 1)), jnp.zeros((0, 1)), jnp.array([[1.0], [3.0]])))[0].tolist()
     [[2.0], [2.0]]
     """
     user, fake, item = table
     scaled = graph.item * item
     return (
-        graph.user * cells.gather(scaled, graph.edges),
+        graph.user * cells.gather(scaled, graph.edges.forth),
         graph.fake * (graph.x @ scaled),
-        graph.item * (cells.gather(graph.user * user, graph.back) + graph.x.T @ (graph.fake * fake)),
+        graph.item * (cells.gather(graph.user * user, graph.edges.back) + graph.x.T @ (graph.fake * fake)),
     )

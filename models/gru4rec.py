@@ -81,23 +81,25 @@ def gru4rec(
 
     **Differs from the paper:** PoisonRec cites the ICLR paper (TOP1) and links the code, whose default, and ours, is
     BPR-max.
-    Lanes take whole sessions of about equal total length instead of the next free one, and begin again at the end;
-    `epochs` times the events is what all lanes see together.
+    Lanes take whole sessions of about equal total length instead of the next free one, and begin again at the end, so
+    short lanes see their sessions a little more often; `epochs` times the events is what all lanes see together. The
+    loss is a mean over the lanes whose event counts, not over all. The state is carried by computing an event again
+    with the parameters it led to, where the authors keep the one from before the step.
 
     >>> gru4rec(hidden=4).init(jax.random.key(0), 3, 5, 0)["out"].shape
     (5, 4)
     """
     config = dict(locals())
-    counts("gru4rec", hidden=hidden, epochs=epochs, batch=batch)
+    counts("gru4rec", hidden=hidden, epochs=epochs, batch=batch, **({"samples": samples} if samples else {}))
     if batch < 2:
         raise ValueError(
             "gru4rec: batch=1; expected at least 2 lanes, whose targets are each other's negatives"
         )
     numbers("gru4rec", 0, open_end=True, learning_rate=learning_rate)
-    numbers("gru4rec", 0, regularization=regularization, samples=samples, alpha=alpha)
+    numbers("gru4rec", 0, regularization=regularization, alpha=alpha)
     one_of("gru4rec", "objective", objective, get_args(Loss))
     judged = partial(
-        loss, lanes=batch, samples=int(samples), ranked=LOSSES[objective], regularization=regularization
+        loss, lanes=batch, samples=samples, ranked=LOSSES[objective], regularization=regularization
     )
 
     def trainer(users, items, fakes, events=0):

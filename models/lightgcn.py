@@ -21,8 +21,9 @@ from jaxtyping import Array, Bool, Float
 
 import bilevel
 from models import bpr, cells, graph, pairs, wrmf
-from models.cells import Cells, Form
+from models.cells import Form
 from models.data.interactions import Interactions
+from models.graph import Edges
 from models.recommender import Recommender, counts, numbers, one_of, settings
 
 Penalty = Literal["squared", "norm"]
@@ -32,7 +33,7 @@ class Data(NamedTuple):
     """The events to sample from, the edges to smooth over, and the mask that freezes which fake cells are clicks."""
 
     pairs: pairs.Data
-    edges: Cells
+    edges: Edges
     observed: Bool[Array, "F I"] | None
 
 
@@ -57,7 +58,7 @@ def lightgcn(
         learning_rate: of Adam, > 0.
         l2: of the layer-0 embeddings a pair looks up, >= 0.
         penalty: "squared": `l2/2 |e|^2`, averaged over the pairs (the paper); "norm": `l2 |E_batch|_F / B` for each
-            of the three blocks of embeddings, not squared (RecBole's, hence RAPU's).
+            block of embeddings (users, items, each of the negatives), not squared (RecBole's, hence RAPU's).
         epochs, batch, negatives: as in `bpr`. Every step propagates over the whole graph.
         scale: standard deviation of the initial embeddings, > 0; None: uniform by Xavier, as in RecBole.
         form: how products with the clicks are computed, as in `wrmf`.
@@ -124,7 +125,7 @@ def preset(name: str, **changes: Any) -> Recommender:
 
 def prepare(train: Interactions, *, form: Form, name: str) -> Data:
     """Events and edges; works under `jit` and `vmap`."""
-    return Data(pairs.prepare(train, name=name), cells.build(train, form=form), None)
+    return Data(pairs.prepare(train, name=name), graph.edges_of(cells.build(train, form=form)), None)
 
 
 def init(key: Array, users: int, items: int, fakes: int, *, factors: int, scale: float | None) -> Any:
@@ -141,7 +142,7 @@ def init(key: Array, users: int, items: int, fakes: int, *, factors: int, scale:
     }
 
 
-def smoothed(params: Any, x: Float[Array, "F I"], edges: Cells, layers: int) -> graph.Table:
+def smoothed(params: Any, x: Float[Array, "F I"], edges: Edges, layers: int) -> graph.Table:
     """The mean of the layers, for real users, fake users and items."""
     made = graph.build(edges, x)
     table = total = (params["user"], params["fake"], params["item"])

@@ -137,6 +137,18 @@ def drawn(
     return user, item, rating, weight
 
 
+def level(data: Data, x: Float[Array, "F I"]) -> Float[Array, ""]:
+    """The mean of all ratings, real and fake: a fake user's are ratings like any other.
+
+    >>> data = prepare(Interactions.from_arrays([0, 1], [0, 1], [2.0, 4.0]), highest=1.0, name="mf")
+    >>> float(level(data, jnp.array([[0.0, 3.0], [3.0, 0.0]])))
+    3.0
+    """
+    rated = (x > 0 if data.observed is None else data.observed).astype(x.dtype)
+    total = jnp.sum(jnp.where(data.real, data.rating, 0)) + jnp.sum(rated * x)
+    return total / jnp.maximum(jnp.sum(data.real) + jnp.sum(rated), 1)
+
+
 def loss(params: Any, x: Float[Array, "F I"], data: Data, ctx: Any, *, l2: float) -> Float[Array, ""]:
     """The objective over the ratings of the step."""
     user, item, rating, weight = drawn(data, x, ctx, params["user"].shape[0])

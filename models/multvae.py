@@ -91,7 +91,8 @@ def multvae(
 
     Reference: Liang et al., WWW 2018; their released code for the defaults, RevAdv's for the preset "revadv".
 
-    **Differs from the paper:** nothing.
+    **Differs from the paper:** nothing for the original. RevAdv's code raises beta before the first update uses it,
+    ours after, and starts its layers as PyTorch does, not by Xavier.
 
     >>> model = multvae(hidden=4, latent=2)
     >>> model.init(jax.random.key(0), 3, 7, 0)["code"]["kernel"].shape

@@ -109,7 +109,7 @@ def ncr(
     **Differs from the paper:** H-CARS prints -log(sim+ - sim-), which is undefined where sim- is larger; this is NCR's
     loss. The premises of a click are the items before it (by time, or by position where there is none), in random order
     in training and as stored when scoring; the first click of a user has none and is not learned. The code penalizes
-    the parameters twice, in the loss and in the optimizer; once here, with the same constant.
+    the parameters twice, in the loss (gradient 2 l2 theta) and in the optimizer (l2 theta); here it is l2 theta.
 
     >>> ncr(factors=4).init(jax.random.key(0), 3, 5, 0)["event"]["first"]["kernel"].shape
     (8, 4)
@@ -256,8 +256,8 @@ def premises(
     data: Data, user: Int[Array, " B"], stop: Int[Array, " B"], length: int
 ) -> tuple[Int[Array, "B N"], Bool[Array, "B N"]]:
     """The last `length` items of each user before slot `stop`, oldest first, and which of them there are."""
-    slot = stop[:, None] - length + jnp.arange(length)
-    known = slot >= data.start[user][:, None]
+    slot = jnp.maximum(data.start[user], stop - length)[:, None] + jnp.arange(length)
+    known = slot < stop[:, None]
     return data.item[jnp.where(known, slot, 0)], known
 
 
@@ -274,11 +274,11 @@ def loss(
     index, real = (jnp.arange(data.user.shape[0]), True) if ctx.batch is None else ctx.batch
     user = data.user[index]
     history, known = premises(data, user, index, max_history)
-    order = 1 + jax.random.permutation(
+    rest = 1 + jax.random.permutation(
         for_order, max_history - 1
-    )  # once a batch; the last item begins the chain
-    shuffled = max_history - 1 - jnp.concatenate([jnp.zeros(1, order.dtype), order])
-    history, known = history[:, shuffled], known[:, shuffled]
+    )  # one order a batch; the oldest begins the chain
+    order = jnp.concatenate([jnp.zeros(1, rest.dtype), rest])
+    history, known = history[:, order], known[:, order]
     weight = (data.real[index] & real & jnp.any(known, 1)).astype(x.dtype)
     items = x.shape[1]
     negative = sample.negatives(for_negative, data.lists, user, 1, items)[:, 0]
@@ -289,10 +289,11 @@ def loss(
     heads = [event(params, h, params["item"][what]) for what in (data.item[index], negative)]
     ends = [system.either(so_far, head) for head in heads]
     s, z = (SCALE * cosine(end, system.true) for end in ends)
-    rows = jnp.concatenate([events, system.negation(events), prefixes], 1).reshape(-1, h.shape[1])
-    there = jnp.concatenate([known, known, known], 1).astype(x.dtype) * weight[:, None]
-    vectors = jnp.concatenate([rows, *heads, *ends])
-    weights = jnp.concatenate([there.ravel(), *[weight] * 4])
+    # What the sentences of x and z share is counted for both; the first prefix is the first negation.
+    shared = jnp.concatenate([events, system.negation(events), prefixes[:, 1:]], 1)
+    there = jnp.concatenate([known, known, known[:, 1:]], 1) * weight[:, None]
+    vectors = jnp.concatenate([shared.reshape(-1, h.shape[1]), *heads, *ends])
+    weights = jnp.concatenate([2 * there.ravel(), *[weight] * 4])
     penalty = sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
     regular = logic * laws(system, vectors, weights) + l2 / 2 * penalty
     return data.sound * (jnp.vdot(weight, jax.nn.softplus(z - s)) + regular)

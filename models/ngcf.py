@@ -142,7 +142,7 @@ def preset(name: str, **changes: Any) -> Recommender:
 
 
 def convolved(
-    params: Any, x: Float[Array, "F I"], edges: cells.Cells, dropout: float = 0.0, key: Array | None = None
+    params: Any, x: Float[Array, "F I"], edges: graph.Edges, dropout: float = 0.0, key: Array | None = None
 ) -> graph.Table:
     """The concatenated layers, for real users, fake users and items."""
     made = graph.build(edges, x)

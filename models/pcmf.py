@@ -25,15 +25,22 @@ from models.recommender import Recommender, counts, numbers, ratings_only, sound
 
 
 class Data(NamedTuple):
-    """Centered ratings, 0 where missing, where they are, what was taken off, the mask of fake cells, 1 or NaN."""
+    """Ratings, 0 where missing, where they are, the mask of fake cells, 1 or NaN, and whether to center."""
 
     rating: Float[Array, "U I"]
     known: Bool[Array, "U I"]
-    level: Float[Array, ""]
-    item_bias: Float[Array, " I"]
-    user_bias: Float[Array, " U"]
     observed: Bool[Array, "F I"] | None
     sound: Float[Array, ""]
+    center: Float[Array, ""]
+
+
+class Centered(NamedTuple):
+    """The rows of real and fake users with mean and biases taken off, where they are known, and what was taken off."""
+
+    rating: Float[Array, "U+F I"]
+    known: Bool[Array, "U+F I"]
+    item: Float[Array, " I"]
+    user: Float[Array, " U+F"]
 
 
 def pcmf(
@@ -54,7 +61,9 @@ def pcmf(
     Reference: Bampis et al., Asilomar 2017; compared with in APT (SIGIR 2021), section 5.
 
     **Differs from the paper:** nothing known; APT prints U with one column a rated item, its code has r. Entries of U
-    change sign where A U is negative, as in the code. Y is dense: users x items numbers in memory.
+    change sign where A U is negative, as in the code. Y is dense: users x items numbers in memory. Fake rows
+    hold ratings as they are given, 0 where there is none. The signed root has no derivative where its argument crosses
+    0: this is a victim, not a surrogate.
 
     >>> pcmf(rank=2).init(jax.random.key(0), 3, 5, 1)["user"].shape
     (3, 2)
@@ -89,34 +98,32 @@ def pcmf(
 
 
 def prepare(train: Interactions, *, center: bool) -> Data:
-    """The dense matrix of ratings with means and biases taken off; works under `jit` and `vmap`."""
+    """The dense matrix of ratings; works under `jit` and `vmap`."""
     train = ratings_only("pcmf", train)
     rating = train.dense()
-    known = rating > 0
-    over = lambda total, axis: total / jnp.maximum(jnp.sum(known, axis), 1)
-    level = over(jnp.sum(rating), None) if center else jnp.zeros((), rating.dtype)
-    item = over(jnp.sum(jnp.where(known, rating - level, 0), 0), 0) * center
-    user = over(jnp.sum(jnp.where(known, rating - level - item, 0), 1), 1) * center
-    centered = jnp.where(known, rating - level - item - user[:, None], 0)
-    return Data(centered, known, level, item, user, None, sound(train))
+    return Data(rating, rating > 0, None, sound(train), jnp.asarray(center, rating.dtype))
 
 
-def _stacked(params: Any, x: Float[Array, "F I"], data: Data) -> tuple[Array, Array, Array]:
-    """U, Y and where Y is known, of real and fake users; fake ratings lose the mean and the items' biases."""
-    U, Y, known = params["user"], data.rating, data.known
-    if x.shape[0] == 0:
-        return U, Y, known
+def stacked(x: Float[Array, "F I"], data: Data) -> Centered:
+    """Real and fake rows, less the mean of all ratings, then the items' and then the users' mean residual."""
     rated = x > 0 if data.observed is None else data.observed
-    fake = jnp.where(rated, x - jnp.where(data.level > 0, data.level + data.item_bias, 0), 0)
-    both = lambda a, b: jnp.concatenate([a, b])
-    return both(U, params["fake"]), both(Y, fake), both(known, rated)
+    Y = jnp.concatenate([data.rating, jnp.where(rated, x, 0)])
+    known = jnp.concatenate([data.known, rated])
+    over = lambda values, axis: (
+        jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(jnp.sum(known, axis), 1)
+    )
+    level = data.center * over(Y, None)
+    item = data.center * over(Y - level, 0)
+    user = data.center * over(Y - level - item, 1)
+    centered = jnp.where(known, Y - level - item - user[:, None], 0)
+    return Centered(centered, known, level + item, user)
 
 
 def refill(
     params: Any, x: Float[Array, "F I"], data: Data, ctx: Any, *, updates: int, exponent: float
 ) -> Any:
     """One round: fill the missing cells, then the multiplicative updates."""
-    U, Y, known = _stacked(params, x, data)
+    U, (Y, known, _, _) = _both(params), stacked(x, data)
     full = jnp.where(known, Y, U @ (U.T @ Y))
 
     def update(U, _):
@@ -132,19 +139,20 @@ def refill(
 
 def residual(params: Any, x: Float[Array, "F I"], data: Data) -> Float[Array, ""]:
     """What is left of the known ratings: `sum over known cells of (Y - U U' Y)^2`."""
-    U, Y, known = _stacked(params, x, data)
+    U, (Y, known, _, _) = _both(params), stacked(x, data)
     return data.sound * jnp.sum(jnp.where(known, Y - U @ (U.T @ Y), 0) ** 2)
 
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data) -> Any:
     """`U`, `Y' U` and the biases."""
-    U, Y, _ = _stacked(params, x, data)
-    return {
-        "user": params["user"],
-        "item": Y.T @ U,
-        "item_bias": data.level + data.item_bias,
-        "user_bias": data.user_bias,
-    }
+    made = stacked(x, data)
+    users = params["user"].shape[0]
+    product = made.rating.T @ _both(params)
+    return {"user": params["user"], "item": product, "item_bias": made.item, "user_bias": made.user[:users]}
+
+
+def _both(params: Any) -> Float[Array, "U+F r"]:
+    return jnp.concatenate([params["user"], params["fake"]])
 
 
 def score(embedding: Any, users: Int[Array, " B"]) -> Float[Array, "B I"]:

@@ -6,7 +6,7 @@ Salakhutdinov, Mnih, *Probabilistic matrix factorization*, NIPS 2007, eq. 4; as 
     L = mean over observed (u, i) of (r_ui - p_u . q_i)^2 + l2/2 (|p_u|^2 + |q_i|^2)
 
 Ratings have their mean taken off, which predictions do not need back: it changes no ranking. Of clicks alone a constant
-1 is the optimum, so each comes with `negatives` items not clicked, whose value is 0.
+1 is the optimum, so to the term of each click those of `negatives` items not clicked are added, whose value is 0.
 """
 
 from __future__ import annotations
@@ -53,9 +53,11 @@ def pmf(
 
     Reference: Salakhutdinov, Mnih, NIPS 2007, eq. 4.
 
-    **Differs from the paper:** no sigmoid around the product. The zeros for clicks are ours, and so are rate and penalty:
-    a rate of 50, which goes with batches of 100,000 ratings, diverges with batches of 1,000.
+    **Differs from the paper:** no sigmoid around the product. The zeros for clicks are ours, and so are rate and
+    penalty: a rate of 50, which goes with batches of 100,000 ratings, diverges with batches of 1,000. Fake rows hold
+    ratings as they are given, 0 where there is none.
 
+    >>> import jax
     >>> pmf(factors=4).init(jax.random.key(0), 3, 5, 0)["user"].shape
     (3, 4)
     """
@@ -109,12 +111,10 @@ def preset(name: str, **changes: Any) -> Recommender:
 
 
 def prepare(train: Interactions) -> pairs.Data | mf.Data:
-    """Clicks to draw zeros for, or ratings minus their mean; works under `jit` and `vmap`."""
+    """Clicks to draw zeros for, or ratings; works under `jit` and `vmap`."""
     if train.track != "explicit":
         return pairs.prepare(train, name="pmf")
-    made = mf.prepare(train, highest=1.0, name="pmf")
-    level = jnp.sum(made.rating) / jnp.maximum(jnp.sum(made.real), 1)
-    return made._replace(rating=jnp.where(made.real, made.rating - level, 0))
+    return mf.prepare(train, highest=1.0, name="pmf")
 
 
 def loss(
@@ -124,7 +124,7 @@ def loss(
     user, item = pairs.joined(params["user"], params["fake"]), params["item"]
     if isinstance(data, mf.Data):
         at, what, rating, weight = mf.drawn(data, x, ctx, params["user"].shape[0])
-        errors = _squares(user[at], item[what], rating, l2)
+        errors = _squares(user[at], item[what], rating - mf.level(data, x), l2)
         return data.sound * pairs.mean(weight, errors)
     found = pairs.draw(data, x, ctx, negatives)
     p = user[found.user]

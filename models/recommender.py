@@ -12,6 +12,10 @@ What a relaxed cell `x_fi` means is decided here, once, for every loss:
 | pairwise (BPR, CML)         | a positive    | `x_fi`                          | the weight of the positive         |
 | cross-entropy, softmax      | a positive    | `x_fi`                          | the weight of the positive         |
 | graph convolution           | an edge       | `x_fi`; a node of degree 0 is 0 | the edge weight                    |
+| ratings (MF, PMF, AutoRec)  | the value     | 1 where `x_fi > 0` (rated), else 0, constant | the target            |
+
+Sampled losses of clicks (PMF's too) are of the pairwise kind: a cell is the weight of a positive. The unit of a rating
+is that of the model's data: MF's are divided by the largest.
 
 The weight of a squared cell jumps from 1 to w+ at `x = 0`: derivatives hold it constant (as the code of RevAdv does),
 and finite differences need it frozen, which `data.observed` does.

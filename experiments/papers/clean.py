@@ -27,7 +27,6 @@ from models.recommender import Recommender
 from models.stopping import fit_early
 from models.train import Fitted, fit
 
-
 HOURS = ("revadv-gowalla cml:revadv", "revadv-gowalla neumf:revadv")
 
 

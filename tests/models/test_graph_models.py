@@ -7,7 +7,6 @@ import pytest
 
 import bilevel
 from models import cells, graph, lightgcn, ngcf
-from models.cells import Cells
 from models.data import Interactions
 
 U, I, F, D = 5, 7, 2, 3
@@ -24,6 +23,10 @@ def matrices(rng):
     return X, x, tables
 
 
+def edges_of(X, form="auto"):
+    return graph.edges_of(cells.build(Interactions.from_dense(X), form=form))
+
+
 def normalized(X, x):
     """The dense normalized adjacency of users, fake users and items."""
     both = np.concatenate([X, x])
@@ -38,7 +41,7 @@ def normalized(X, x):
 @pytest.mark.parametrize("form", ["dense", "observed"])
 def test_propagation_is_the_normalized_adjacency(x64, matrices, form):
     X, x, tables = matrices
-    made = graph.build(cells.build(Interactions.from_dense(X), form=form), jnp.asarray(x))
+    made = graph.build(edges_of(X, form=form), jnp.asarray(x))
     found = jnp.concatenate(graph.propagate(made, tuple(map(jnp.asarray, tables))))
     np.testing.assert_allclose(found, normalized(X, x) @ np.concatenate(tables), rtol=1e-12, atol=1e-12)
     values = np.linalg.eigvalsh(normalized(X, x))
@@ -47,7 +50,7 @@ def test_propagation_is_the_normalized_adjacency(x64, matrices, form):
 
 def test_on_the_complete_graph_everybody_gets_the_mean(x64, rng):
     item = jnp.asarray(rng.normal(size=(I, D)))
-    made = graph.build(Cells(jnp.ones((U, I)), None), jnp.zeros((0, I)))
+    made = graph.build(edges_of(np.ones((U, I))), jnp.zeros((0, I)))
     user, _, _ = graph.propagate(made, (jnp.zeros((U, D)), jnp.zeros((0, D)), item))
     np.testing.assert_allclose(user, np.broadcast_to(item.sum(0) / np.sqrt(U * I), (U, D)), rtol=1e-12)
 
@@ -57,7 +60,7 @@ def test_layers_are_averaged(x64, matrices):
     E, A = np.concatenate([user, fake, item]), normalized(X, x)
     expected = (E + A @ E + A @ A @ E) / 3
     params = {"user": jnp.asarray(user), "fake": jnp.asarray(fake), "item": jnp.asarray(item)}
-    edges = cells.build(Interactions.from_dense(X))
+    edges = edges_of(X)
     found = jnp.concatenate(lightgcn.smoothed(params, jnp.asarray(x), edges, 2))
     np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
@@ -95,7 +98,7 @@ def test_ngcf_without_its_parts_is_a_linear_graph_convolution(x64, matrices, mon
     for k in params["sum"]:
         E = (A @ E + E) @ np.asarray(params["sum"][k]["kernel"])
         kept.append(E)
-    found = jnp.concatenate(ngcf.convolved(params, jnp.asarray(x), cells.build(Interactions.from_dense(X))))
+    found = jnp.concatenate(ngcf.convolved(params, jnp.asarray(x), edges_of(X)))
     assert found.shape == (U + F + I, D + 4 + 2)
     np.testing.assert_allclose(found, np.concatenate(kept, 1), rtol=1e-10, atol=1e-12)
 
@@ -104,11 +107,11 @@ def test_a_hard_fake_row_is_an_injected_user(x64, matrices):
     X, x, tables = matrices
     hard = (x > 0.5).astype(float)
     params = dict(zip(("user", "fake", "item"), map(jnp.asarray, tables), strict=True))
-    apart = lightgcn.smoothed(params, jnp.asarray(hard), cells.build(Interactions.from_dense(X)), 2)
-    both = Interactions.from_dense(np.concatenate([X, hard]))
+    apart = lightgcn.smoothed(params, jnp.asarray(hard), edges_of(X), 2)
+    both = np.concatenate([X, hard])
     joined = {"user": jnp.concatenate([params["user"], params["fake"]]), "item": params["item"]}
     joined["fake"] = params["fake"][:0]
-    together = lightgcn.smoothed(joined, jnp.zeros((0, I)), cells.build(both), 2)
+    together = lightgcn.smoothed(joined, jnp.zeros((0, I)), edges_of(both), 2)
     np.testing.assert_allclose(jnp.concatenate(apart), jnp.concatenate(together), rtol=1e-12, atol=1e-12)
 
 
@@ -116,7 +119,7 @@ def test_the_gradient_reaches_the_edges(x64, matrices):
     """Through the degrees too: by central differences, at interior weights."""
     X, x, tables = matrices
     params = dict(zip(("user", "fake", "item"), map(jnp.asarray, tables), strict=True))
-    edges = cells.build(Interactions.from_dense(X))
+    edges = edges_of(X)
     x = jnp.asarray(x)
     f = jax.jit(lambda x: jnp.sum(jnp.sin(lightgcn.smoothed(params, x, edges, 2)[2])))
     slope, step = jax.grad(f)(x), 1e-6

@@ -70,9 +70,9 @@ def test_premises_are_the_items_before_in_time():
     data = ncr.prepare(train)
     assert data.item[:5].tolist() == [3, 2, 1, 3, 0]
     items, known = ncr.premises(data, jnp.array([0, 1]), jnp.array([2, 4]), 2)
-    assert known.tolist() == [[True, True], [False, True]]
+    assert known.tolist() == [[True, True], [True, False]]
     assert items[0].tolist() == [3, 2]
-    assert int(items[1, 1]) == 3
+    assert int(items[1, 0]) == 3
 
 
 def test_scores_are_ten_cosines_and_equal_the_definition(x64):
@@ -101,8 +101,10 @@ def test_the_loss_is_bpr_plus_the_laws(x64):
     heads = [event(1), event(2)]
     ends = [logic.either(premise, head) for head in heads]
     s, z = (10 * ncr.cosine(end, logic.true) for end in ends)
-    vectors = jnp.stack([event(0), premise, premise, *heads, *ends])
-    laws = ncr.laws(logic, vectors, jnp.ones(7))
+    vectors = jnp.stack(
+        [event(0), event(0), premise, premise, *heads, *ends]
+    )  # the premise is in two sentences
+    laws = ncr.laws(logic, vectors, jnp.ones(8))
     penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
     np.testing.assert_allclose(found, jnp.log1p(jnp.exp(z - s)) + 0.3 * laws + 0.05 * penalty, rtol=1e-10)
 
