@@ -7,6 +7,7 @@ result.recall, result.hr_any
 """
 
 from models.evaluation.blocks import Block, Scores, mask_seen, over_users
+from models.evaluation.candidates import Candidates, RecNum, draw_candidates, recnum
 from models.evaluation.exposure import (
     Improvement,
     TargetRanks,
@@ -50,6 +51,10 @@ __all__ = [
     "hr_mean",
     "hr_sum",
     "in_list",
+    "recnum",
+    "RecNum",
+    "draw_candidates",
+    "Candidates",
     "average_rank",
     "rank_shift",
     "prediction_shift",

@@ -67,21 +67,30 @@ RATINGS = {
     "pcmf": pcmf.pcmf(rank=2, fills=2, updates=2),
 }
 FAMILY = CLICKS | RATINGS
+VARIANTS = (
+    "wrmf-dense",
+    "itemae-dense",
+    "bpr-full",
+    "neumf-linear",
+    "cml-original",
+    "multvae",
+    "lightgcn-norm",
+)
+VARIANTS += ("pmf-ratings", "autorec-ratings", "autorec-item-ratings")
+"""Other forms of models that are judged anyway: `make test-all` judges them too."""
+
+
+def named(*left_out):
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if name in VARIANTS else [])
+        for name in FAMILY
+        if name not in left_out
+    ]
+
+
 everyone = pytest.mark.parametrize("name", FAMILY)
-VARIANTS = ("neumf-linear", "cml-original", "multvae", "lightgcn-norm", "bpr-full", "pmf-ratings")
-VARIANTS += ("autorec-ratings", "autorec-item-ratings")  # of a model that is judged anyway
-surrogates = pytest.mark.parametrize(  # pcmf is not one: its signed root has no derivative at 0
-    "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n in VARIANTS else []) for n in FAMILY if n != "pcmf"],
-)
-one_each = pytest.mark.parametrize(  # the forms: see the last test
-    "name",
-    [
-        n
-        for n in FAMILY
-        if n not in ("wrmf-dense", "itemae-dense", "bpr-full", "neumf-linear", "lightgcn-norm")
-    ],
-)
+one_each = pytest.mark.parametrize("name", named())
+surrogates = pytest.mark.parametrize("name", named("pcmf"))  # whose signed root has no derivative at 0
 # The scores of these read the fake rows themselves, beside the parameters.
 READS = ("als", "itemae", "lightgcn", "ngcf", "autorec-item", "pcmf")
 
@@ -219,9 +228,7 @@ def test_padding_changes_nothing(x64, name):
         close(a, b, 1e-12)
 
 
-@pytest.mark.parametrize(
-    "name", ["wrmf-batches", "als", "itemae-batches", "bpr-batches", "multvae", "ngcf", "mf"]
-)
+@pytest.mark.parametrize("name", ["wrmf-batches", "als", "bpr-batches", "multvae-revadv", "mf"])
 def test_vmap_over_keys_equals_a_loop(name):
     keys = jax.random.split(jax.random.key(5), 2)
     f = lambda key: train.fit(FAMILY[name], events(name), key).scores(jnp.arange(U))
