@@ -7,6 +7,7 @@ nothing.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -15,7 +16,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from bilevel.atomic import plain, write_json_atomic
+from bilevel.atomic import lock, plain, write_json_atomic
 from bilevel.devices import environment, peak_rss
 
 VERSION = 1
@@ -58,14 +59,28 @@ class Records:
         path = self.path(spec)
         return _read(path) if path.exists() else None
 
-    def put(self, spec: Mapping[str, Any], result: Mapping[str, Any]) -> None:
-        """Write a finished cell, with versions, device and peak memory."""
+    @contextlib.contextmanager
+    def claim(self, spec: Mapping[str, Any]) -> Iterator[None]:
+        """Hold a cell while it runs, so that two workers never run it at once; a dead process holds nothing.
+
+        Raises:
+            FolderLocked: another process is at it.
+        """
+        folder = self.folder / ".claims" / self.path(spec).stem
+        folder.mkdir(parents=True, exist_ok=True)
+        with lock(folder):
+            yield
+
+    def put(
+        self, spec: Mapping[str, Any], result: Mapping[str, Any], *, seconds: float | None = None
+    ) -> None:
+        """Write a finished cell, with versions, device, peak memory and the seconds it took."""
         self.folder.mkdir(parents=True, exist_ok=True)
         body = {
             "version": VERSION,
             "spec": plain(dict(spec)),
             "result": plain(dict(result)),
-            "about": about(),
+            "about": about() | ({} if seconds is None else {"seconds": seconds}),
         }
         write_json_atomic(self.path(spec), body)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from bilevel.atomic import FolderLocked
 from experiments.record import Record, Records
 
 Spec = dict[str, Any]
@@ -43,37 +45,88 @@ class Study(NamedTuple):
 
 
 def work(
-    study: Study, records: Records, *, quick: bool, hours: float | None, say: Callable[[str], None]
+    study: Study,
+    records: Records,
+    *,
+    quick: bool,
+    hours: float | None,
+    say: Callable[[str], None],
+    only: Mapping[str, str] | None = None,
+    again: bool = False,
 ) -> int:
     """Run the cells that have no record yet, until done or the time is up.
+
+    Several workers may share the records: a cell that another one is at is left to it.
 
     Args:
         study: what to run.
         records: where records lie and go.
         quick: the short list of cells.
-        hours: stop before a cell that would not fit, judged by the mean time so far; None: no limit.
+        hours: skip a cell that is not expected to fit; None: no limit. See `expected`.
         say: told one line a cell.
+        only: values that a cell's spec must have, as text; None: all cells.
+        again: run cells that have a record once more, and replace it.
 
     Returns:
-        how many cells are still missing.
+        how many of the cells are still missing.
+
+    Raises:
+        ValueError: no cell has the values of `only`; says which there are.
     """
-    cells = study.cells(quick)
-    missing = [spec for spec in cells if records.get(spec) is None]
-    say(f"{study.name}: {len(cells)} cells, {len(cells) - len(missing)} done before")
-    began = time.perf_counter()
-    for number, spec in enumerate(missing):
-        spent = time.perf_counter() - began
-        if hours is not None and spent + spent / max(number, 1) > 3600 * hours:
-            say(
-                f"time is up; {len(missing) - number} cells left. The same command goes on where this one stopped"
-            )
-            return len(missing) - number
+    cells = chosen(study.cells(quick), only)
+    todo = [spec for spec in cells if again or records.get(spec) is None]
+    say(f"{study.name}: {len(cells)} cells, {len(cells) - len(todo)} done before")
+    fresh = 60 * study.minutes[quick] / len(study.cells(quick))
+    began, skipped, done = time.perf_counter(), 0, 0
+    for number, spec in enumerate(todo):
+        known = list(records)
+        if hours is not None and time.perf_counter() - began + expected(spec, known, fresh) > 3600 * hours:
+            skipped += 1
+            continue
         start = time.perf_counter()
-        result = study.run(spec)
-        records.put(spec, result)
-        left = (time.perf_counter() - began) / (number + 1) * (len(missing) - number - 1)
-        what = " ".join(f"{name}={value}" for name, value in spec.items() if name != "study")
-        say(
-            f"[{number + 1}/{len(missing)}] {what}: {time.perf_counter() - start:.0f} s, about {left / 60:.0f} min left"
+        try:
+            with records.claim(spec):
+                if not again and records.get(spec) is not None:
+                    continue  # another worker has been quicker
+                result = study.run(spec)
+                seconds = time.perf_counter() - start
+                records.put(spec, result, seconds=seconds)
+        except FolderLocked:
+            say(f"another worker is at {_text(spec)}")
+            continue
+        done += 1
+        left = sum(expected(rest, list(records), fresh) for rest in todo[number + 1 :])
+        say(f"[{number + 1}/{len(todo)}] {_text(spec)}: {seconds:.0f} s, about {left / 60:.0f} min left")
+    if skipped:
+        say(f"time is up; {skipped} cells left. The same command goes on where this one stopped")
+    return sum(records.get(spec) is None for spec in cells)
+
+
+def chosen(cells: list[Spec], only: Mapping[str, str] | None) -> list[Spec]:
+    """The cells whose spec has these values, compared as text.
+
+    >>> chosen([{"seed": 0}, {"seed": 1}], {"seed": "1"})
+    [{'seed': 1}]
+    """
+    if not only:
+        return cells
+    found = [spec for spec in cells if all(str(spec.get(name)) == value for name, value in only.items())]
+    if not found:
+        known = {name: list(dict.fromkeys(str(spec.get(name)) for spec in cells)) for name in only}
+        raise ValueError(
+            "no such cell; "
+            + "; ".join(f"{name} has {', '.join(values[:12])}" for name, values in known.items())
         )
-    return 0
+    return found
+
+
+def expected(spec: Spec, records: Iterable[Record], fresh: float) -> float:
+    """Seconds a cell will take: the median of cells that differ in the seed only, else of all, else `fresh`."""
+    timed = [(record.spec, record.about["seconds"]) for record in records if "seconds" in record.about]
+    same = [seconds for other, seconds in timed if {**other, "seed": 0} == {**spec, "seed": 0}]
+    found = same or [seconds for _, seconds in timed]
+    return statistics.median(found) if found else fresh
+
+
+def _text(spec: Spec) -> str:
+    return " ".join(f"{name}={value}" for name, value in spec.items() if name != "study")

@@ -4,6 +4,7 @@ the records.
     python scripts/reproduce.py --list
     python scripts/reproduce.py revadv-toy-wrmf --quick
     python scripts/reproduce.py revadv-movielens --hours 1
+    python scripts/reproduce.py revadv-movielens --cell method=random,seed=3 --again
 
 Records are small JSON files under experiments/records/ (or --records FOLDER); a killed run goes on where it
 stopped. The table is also written as markdown, the picture as PNG, under docs/results/ (or --out FOLDER).
@@ -27,6 +28,8 @@ def main(
     quick: bool = False,
     report_only: bool = False,
     hours: float | None = None,
+    cell: str | None = None,
+    again: bool = False,
     records: Path | None = None,
     out: Path | None = None,
 ) -> None:
@@ -37,7 +40,9 @@ def main(
         list: print the studies with their cells and rough minutes, and stop.
         quick: a few cells, minutes on 2 cores; its records lie apart and its table says that it is partial.
         report_only: no cell is run; the table is made from the records there are.
-        hours: stop before the cell that would not fit.
+        hours: leave out cells that are not expected to fit, by the seconds of the records there are.
+        cell: only the cells with these values, such as seed=0 or method=random,seed=3.
+        again: run cells that have a record once more, and replace it.
         records: folder of the records; default experiments/records/STUDY (quick: runs/quick/STUDY).
         out: folder of the table and the picture; default docs/results (quick: runs/quick).
     """
@@ -59,7 +64,13 @@ def main(
     base = ROOT / "runs" / "quick" if quick else None
     store = Records(records or (base / study if base else ROOT / "experiments" / "records" / study))
     folder = out or base or ROOT / "docs" / "results"
-    missing = 0 if report_only else work(chosen, store, quick=quick, hours=hours, say=print)
+    missing = 0
+    if not report_only:
+        try:
+            only = None if cell is None else values_of(cell)
+            missing = work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
+        except ValueError as problem:
+            raise SystemExit(f"reproduce: {problem}") from problem
     wanted = {store.path(spec) for spec in chosen.cells(quick)}
     found = [record for record in store if store.path(record.spec) in wanted]
     if not found:
@@ -80,6 +91,15 @@ def main(
     ]
     (folder / f"{study}.md").write_text("\n".join(text))
     print(f"written: {folder / f'{study}.md'}, {', '.join(map(str, made.pictures))}")
+
+
+def values_of(text: str) -> dict[str, str]:
+    """`method=random,seed=3` as a dictionary."""
+    parts = [part.partition("=") for part in text.split(",")]
+    for name, equals, _ in parts:
+        if not equals:
+            raise ValueError(f"--cell {text}: {name!r} is not name=value")
+    return {name.strip(): value.strip() for name, _, value in parts}
 
 
 if __name__ == "__main__":

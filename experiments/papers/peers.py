@@ -170,7 +170,7 @@ def _ours(pair: Pair, train, validation, seed: int, epochs: int) -> tuple[Any, d
 def _peer(pair: Pair, train, validation, seed: int, epochs: int) -> tuple[Any, dict[str, Any]]:
     library, _, name = pair.peer.partition(":")
     if library == "recbole":
-        victim = recbole.recbole(name, epochs=epochs, settings=pair.settings, threads=2)  # type: ignore[arg-type]
+        victim = recbole.recbole(name, epochs=epochs, settings=pair.settings, threads=1)  # type: ignore[arg-type]
     else:
         victim = external.implicit_als(iterations=epochs, **pair.settings)
     key = jax.random.fold_in(jax.random.key(seed), 1)

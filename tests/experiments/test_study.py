@@ -1,7 +1,16 @@
 """A study runs what is missing, stops when the time is up, and says what is left."""
 
-from experiments.record import Records
-from experiments.study import Report, Study, work
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments.record import Record, Records
+from experiments.study import Report, Study, expected, work
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def study(ran, seconds=0.0):
@@ -28,10 +37,64 @@ def test_only_what_is_missing(tmp_path):
 
 def test_time_is_up(tmp_path):
     ran, said = [], []
-    left = work(study(ran, 0.05), Records(tmp_path), quick=False, hours=0.12 / 3600, say=said.append)
+    made = study(ran, 0.05)._replace(minutes=(5 * 0.05 / 60, 1))  # what the first cell is expected to take
+    left = work(made, Records(tmp_path), quick=False, hours=0.12 / 3600, say=said.append)
     assert 0 < left < 5
     assert len(ran) + left == 5
     assert "time is up" in said[-1]
+
+
+def test_cells_by_their_values_and_once_more(tmp_path):
+    ran, said = [], []
+    records = Records(tmp_path)
+    assert work(study(ran), records, quick=False, hours=None, say=said.append, only={"seed": "3"}) == 0
+    assert work(study(ran), records, quick=False, hours=None, say=said.append, only={"seed": "3"}) == 0
+    assert ran == [3]
+    work(study(ran), records, quick=False, hours=None, say=said.append, only={"seed": "3"}, again=True)
+    assert ran == [3, 3]
+    with pytest.raises(ValueError, match="no such cell; seed has 0, 1, 2, 3, 4"):
+        work(study(ran), records, quick=False, hours=None, say=said.append, only={"seed": "9"})
+
+
+def test_what_a_cell_will_take():
+    record = lambda seconds, **spec: Record({"study": "s", **spec}, {}, {"seconds": seconds})
+    records = [record(1.0, how="a", seed=0), record(3.0, how="a", seed=1), record(50.0, how="b", seed=0)]
+    assert expected({"study": "s", "how": "a", "seed": 7}, records, 9.0) == 2.0
+    assert expected({"study": "s", "how": "c", "seed": 0}, records, 9.0) == 3.0
+    assert expected({"study": "s", "how": "c", "seed": 0}, [], 9.0) == 9.0
+
+
+WORKER = """
+import sys, time
+from experiments.record import Records
+from experiments.study import Report, Study, work
+
+def run(spec):
+    time.sleep(0.2)
+    with open(sys.argv[2], "a") as file:
+        file.write(f"{spec['seed']}\\n")
+    return {"value": spec["seed"]}
+
+cells = lambda quick: [{"study": "s", "seed": seed} for seed in range(6)]
+work(Study("s", "", cells, run, None, (1, 1)), Records(sys.argv[1]), quick=False, hours=None, say=print)
+"""
+
+
+def test_two_workers_double_nothing_and_a_killed_one_loses_nothing(tmp_path):
+    folder, log = tmp_path / "records", tmp_path / "log"
+    command = [sys.executable, "-c", WORKER, str(folder), str(log)]
+    first, second = (subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL) for _ in range(2))
+    deadline = time.monotonic() + 60
+    while not list(folder.glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    first.kill()
+    first.wait()
+    assert second.wait(timeout=60) == 0
+    assert subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, check=True).returncode == 0
+    ran = sorted(log.read_text().split())
+    assert sorted(set(ran)) == list("012345")
+    assert len(ran) <= 7  # the cell that was killed may have written its line
+    assert sorted(record.spec["seed"] for record in Records(folder)) == list(range(6))
 
 
 def test_every_study_lists_its_cells():
