@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 
 from models.data import checks
 from models.data.interactions import Interactions
@@ -60,16 +60,52 @@ def min_count(data: Interactions, *, users: int = 1, items: int = 1, mode: Mode 
         )
     old_users, new_user = np.unique(user[keep], return_inverse=True)
     old_items, new_item = np.unique(item[keep], return_inverse=True)
+    return _renumbered(data, keep, new_user, new_item, old_users, old_items)
+
+
+def select_users(data: Interactions, chosen: Bool[np.ndarray, " U"]) -> Kept:
+    """Only the users where `chosen` (U,) holds, numbered anew; every item stays in the catalog.
+
+    Raises:
+        ValueError: not one truth value a user, or no event is left.
+
+    >>> x = Interactions.from_arrays([0, 1, 2], [0, 1, 1])
+    >>> select_users(x, np.array([True, False, True])).interactions
+    Interactions(2 users x 2 items, 2 events, implicit)
+    """
+    chosen = np.asarray(chosen)
+    if chosen.dtype != bool or chosen.shape != (data.users,):
+        raise ValueError(
+            f"chosen is {chosen.dtype} of shape {chosen.shape}; expected a bool for each of {data.users} users"
+        )
+    user, item = np.asarray(data.user), np.asarray(data.item)
+    keep = data.real() & chosen[user]
+    if not keep.any():
+        raise ValueError("select_users leaves no event")
+    number = np.cumsum(chosen) - 1
+    return _renumbered(
+        data, keep, number[user[keep]], item[keep], np.flatnonzero(chosen), np.arange(data.items)
+    )
+
+
+def _renumbered(
+    data: Interactions,
+    keep: np.ndarray,
+    user: np.ndarray,
+    item: np.ndarray,
+    users: np.ndarray,
+    items: np.ndarray,
+) -> Kept:
     kept = Interactions.from_arrays(
-        new_user,
-        new_item,
+        user,
+        item,
         np.asarray(data.weight)[keep],
         None if data.time is None else np.asarray(data.time)[keep],
-        users=old_users.size,
-        items=old_items.size,
+        users=users.size,
+        items=items.size,
         track=data.track,
     )
-    return Kept(kept, old_users, old_items)
+    return Kept(kept, users, items)
 
 
 def binarize(data: Interactions, threshold: Threshold = "all", *, strict: bool = False) -> Interactions:

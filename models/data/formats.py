@@ -1,30 +1,35 @@
-"""Text files of interactions, as the field writes them, turned into columns that remember their line.
+"""Tables in text files, as the field writes them, turned into columns that remember their line.
 
     MovieLens   u.data (tab, no header), ratings.dat (`::`, no header)
+    LibRec      ratings.txt (spaces, no header)
     RecBole     name.inter: a header of `name:type` fields, tab
-    tables      CSV, TSV and the like with or without a header, quoted or not
+    Steam-200k  user, "game", purchase or play, hours, 0 (comma, no header)
+    any other   CSV, TSV and the like with or without a header, quoted or not
 
-each plain or gzipped. Nothing is guessed silently: what cannot be read is a `DataError` with file and line.
+Nothing is guessed silently: what cannot be read is a `DataError` with file and line. `models.data.files` reads what
+is not a table.
 """
 
 from __future__ import annotations
 
+import bisect
 import csv
 import re
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, NoReturn
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     import numpy as np
+
+    Column1D = Sequence | np.ndarray
 
 Column = str | int | None
 OptionalColumn = str | int | Literal[False] | None
 
 SEPARATORS = {"::": "'::'", "\t": "tab", ",": "comma", ";": "semicolon", "|": "'|'", " ": "space"}
+_STEAM = frozenset(("purchase", "play"))
 _TYPED = re.compile(r"[^:]+:(token|float|token_seq|float_seq)")
 _NAMES = {
     "user": "user user_id userid uid reviewerid reviewer_id customer_id member_id session session_id",
@@ -47,19 +52,33 @@ class DataError(ValueError):
 
 
 class Raw(NamedTuple):
-    """Columns as they were written; `fail` turns a row number into an error that names the line."""
+    """Columns as they were written; `fail` turns a row number into an error that names file and line.
 
-    user: Sequence
-    item: Sequence
-    rating: Sequence | None
-    time: Sequence | None
-    split: Sequence | None
+    Args:
+        user, item, rating, time, split: one value an event, None where the source has no such column.
+        path, lines, unit: where the events stand, for errors.
+        begins: (first row, path) of each file when the rows come from several.
+        sizes: (users, items) of a matrix, whose ids are its rows and columns: those without an event count too.
+    """
+
+    user: Column1D
+    item: Column1D
+    rating: Column1D | None
+    time: Column1D | None
+    split: Column1D | None
     path: str
     lines: Sequence[int] | np.ndarray
     unit: str = "line"
+    begins: tuple[tuple[int, str], ...] = ()
+    sizes: tuple[int, int] | None = None
+
+    def path_of(self, row: int) -> str:
+        """The file that holds a row."""
+        at = bisect.bisect_right(self.begins, row, key=lambda begin: begin[0])
+        return self.begins[at - 1][1] if at else self.path
 
     def fail(self, row: int, message: str) -> NoReturn:
-        raise DataError(self.path, int(self.lines[row]), message, self.unit)
+        raise DataError(self.path_of(row), int(self.lines[row]), message, self.unit)
 
 
 class Roles(NamedTuple):
@@ -72,49 +91,53 @@ class Roles(NamedTuple):
     split: OptionalColumn = None
 
 
-def read(
-    path: str | os.PathLike[str],
-    roles: Roles,
-    *,
-    sep: str | None = None,
-    header: bool | None = None,
-    content: bytes | None = None,
-) -> Raw:
-    """Columns of a file (or of `content`, then `path` only names it in errors).
+def named_roles(roles: Roles) -> list[str]:
+    """The roles a column was given for, by name or position (position 0 too); leaving out is not naming."""
+    return [role for role, column in zip(Roles._fields, roles) if column is not None and column is not False]
+
+
+def read(text: str, path: str, roles: Roles, *, sep: str | None = None, header: bool | None = None) -> Raw:
+    """Columns of a table in `text`; `path` only names it in errors.
 
     Raises:
-        FileNotFoundError: no such file.
-        DataError: truncated gzip, not text, empty file, wrong separator, missing column, uneven rows.
+        DataError: empty file, wrong separator, missing column, uneven rows.
     """
     if header is False and any(isinstance(column, str) for column in roles):
         raise ValueError("header=False, but columns are given by name; give positions (user=0, item=1, ...)")
-    path = Path(path)
-    data = path.read_bytes() if content is None else content
-    text = decode(data, str(path))
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
-    numbers = [n for n, line in enumerate(lines, 1) if line.strip(" ")]
-    if not numbers:
-        raise DataError(str(path), 1, "the file is empty; expected one event a line")
+    lines, numbers = lines_of(text, path)
     first = lines[numbers[0] - 1]
-    sep = sniff([lines[n - 1] for n in numbers[:20]], str(path)) if sep is None else sep
+    sep = sniff([lines[n - 1] for n in numbers[:20]], path) if sep is None else sep
     quoted = sep in (",", ";") and '"' in text
     if quoted:
-        columns, numbers = _split_quoted(lines, sep, str(path))
+        columns, numbers = _split_quoted(lines, sep, path)
     else:
-        columns = split(lines, numbers, sep, str(path))
-    names = _header([column[0] for column in columns], roles, header, str(path), numbers[0])
+        columns = split(lines, numbers, sep, path)
+    names = _header([column[0] for column in columns], roles, header, path, numbers[0])
     if names is not None:
-        columns, numbers = [column[1:] for column in columns], numbers[1:]
+        line, columns, numbers = numbers[0], [column[1:] for column in columns], numbers[1:]
         if not numbers:
-            raise DataError(str(path), len(lines), "only a header; expected one event a line after it")
-        where = by_name(names, roles, str(path))
+            raise DataError(path, len(lines), "only a header; expected one event a line after it")
+        where = by_name(names, roles, path, line)
     else:
-        where = _by_position(len(columns), roles, str(path), numbers[0], first)
+        where = _by_position(columns, roles, path, numbers[0], first)
     if not quoted:  # quotes mean that the spaces belong to the name
         for at in where[:2]:
             assert at is not None
             columns[at] = [field.strip() for field in columns[at]]
-    return Raw(*[None if at is None else columns[at] for at in where], str(path), numbers)  # type: ignore[arg-type]
+    return Raw(*[None if at is None else columns[at] for at in where], path, numbers)  # type: ignore[arg-type]
+
+
+def lines_of(text: str, path: str) -> tuple[list[str], list[int]]:
+    """All lines, and the numbers (from 1) of those that are not blank.
+
+    Raises:
+        DataError: all are blank.
+    """
+    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    numbers = [n for n, line in enumerate(lines, 1) if line.strip(" ")]
+    if not numbers:
+        raise DataError(path, 1, "the file is empty; expected one event a line")
+    return lines, numbers
 
 
 def decode(data: bytes, path: str) -> str:
@@ -168,7 +191,7 @@ def sniff(lines: list[str], path: str) -> str:
             " " if " " in group else None
         ):
             return best
-    raise DataError(path, 1, f"one column, {_show(lines[0])}: no known separator; pass sep=")
+    raise DataError(path, 1, f"one column, {show(lines[0])}: no known separator; pass sep=")
 
 
 def split(lines: list[str], numbers: list[int], sep: str, path: str) -> list[list[str]]:
@@ -208,14 +231,14 @@ def _check_widths(counts: list[int], numbers: list[int], lines: list[str], sep: 
         shown = lines[numbers[0] - 1]
         other = [name for s, name in SEPARATORS.items() if s != sep and len(_cut(shown, s)) > 1]
         hint = f"; it looks separated by {other[0]}" if other else ""
-        raise DataError(path, numbers[0], f"one column with sep={sep!r}: {_show(shown)}{hint}")
+        raise DataError(path, numbers[0], f"one column with sep={sep!r}: {show(shown)}{hint}")
     if any(count != counts[0] for count in counts):
         bad = next(n for n, count in enumerate(counts) if count != counts[0])
         raise DataError(
             path,
             numbers[bad],
             f"{counts[bad]} columns, line {numbers[0]} has {counts[0]} "
-            f"(separator {SEPARATORS.get(sep, sep)}): {_show(lines[numbers[bad] - 1])}",
+            f"(separator {SEPARATORS.get(sep, sep)}): {show(lines[numbers[bad] - 1])}",
         )
 
 
@@ -239,7 +262,7 @@ def _header(row: list[str], roles: Roles, header: bool | None, path: str, line: 
     return None
 
 
-def by_name(names: Sequence[str], roles: Roles, path: str) -> list[int | None]:
+def by_name(names: Sequence[str], roles: Roles, path: str, line: int = 1) -> list[int | None]:
     """Position of each role among named columns."""
     lower = [name.lower() for name in names]
     where: list[int | None] = []
@@ -248,7 +271,7 @@ def by_name(names: Sequence[str], roles: Roles, path: str) -> list[int | None]:
             found = [n for n, name in enumerate(lower) if name in KNOWN[role]]
             if not found and role in ("user", "item"):
                 raise DataError(
-                    path, 1, f"no {role} column among {', '.join(names)}; name it with {role}=..."
+                    path, line, f"no {role} column among {', '.join(names)}; name it with {role}=..."
                 )
             where.append(found[0] if found else None)
         elif wanted is False:
@@ -256,22 +279,28 @@ def by_name(names: Sequence[str], roles: Roles, path: str) -> list[int | None]:
         elif isinstance(wanted, str):
             if wanted not in names:
                 raise DataError(
-                    path, 1, f"no column {wanted!r} for {role}; the columns are {', '.join(names)}"
+                    path, line, f"no column {wanted!r} for {role}; the columns are {', '.join(names)}"
                 )
             where.append(list(names).index(wanted))
         else:
-            where.append(_position(role, wanted, len(names), path, 1))
+            where.append(_position(role, wanted, len(names), path, line))
     return where
 
 
-def _by_position(width: int, roles: Roles, path: str, line: int, first: str) -> list[int | None]:
+def _by_position(
+    columns: list[list[str]], roles: Roles, path: str, line: int, first: str
+) -> list[int | None]:
     """Position of each role without a header: user, item, rating, time unless said otherwise."""
-    if width > 4 and (roles.user is None or roles.item is None):
+    width = len(columns)
+    steam = width == 5 and _STEAM.issuperset(
+        columns[2]
+    )  # its hours are no rating and its last column is no time
+    if width > 4 and (roles.user is None or roles.item is None) and not steam:
         raise DataError(
             path,
             line,
-            f"{width} columns and no header that names user and item: {_show(first)}; "
-            "say which, as in user=0, item=1, rating=2",
+            f"{width} columns and no header that names user and item: {show(first)}; "
+            "say which, as in user=0, item=1, rating=2 (or layout='adjacency' for lines of a user and its items)",
         )
     # When the caller placed user and item elsewhere, the other columns are taken only where asked for.
     usual = roles.user in (None, 0) and roles.item in (None, 1) and width <= 4
@@ -296,5 +325,6 @@ def _cut(line: str, sep: str) -> list[str]:
     return line.split() if sep == " " else line.split(sep)
 
 
-def _show(line: str) -> str:
+def show(line: str) -> str:
+    """A line as an error quotes it, cut short."""
     return repr(line if len(line) <= 60 else line[:57] + "...")

@@ -6,11 +6,15 @@
     rapu     most_unpopular < p20 <= unpopular < p40 <= ordinary < p60 <= popular < p80 <= most_popular
                                                                                  (Zhang et al., KDD 2021)
     apt      unpopular c < 5, random: all items                                  (Wu et al., SIGIR 2021)
+
+H-CARS (Chen et al., SIGIR 2023) draws its 5 from all items: APT's `random`. The 8 targets of PoisonRec (Song et al.,
+ICDE 2020) are new items that nobody clicked: `new_items` appends them to the catalog.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from dataclasses import replace
+from typing import Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +22,7 @@ from jaxtyping import Array, ArrayLike, Int, Key
 
 from models.data import checks
 from models.data.interactions import Interactions
-from models.data.split import generator
+from models.data.split import Split, generator
 
 Preset = Literal["revadv", "rapu", "apt"]
 _NAMES = {
@@ -111,6 +115,39 @@ def pick_targets(
         raise ValueError(f"count={count}: the stratum {stratum!r} holds {pool.size} items")
     chosen = np.sort(generator(key).choice(pool, count, replace=False))
     return jax.numpy.asarray(chosen, jax.numpy.int32)
+
+
+class NewItems(NamedTuple):
+    """Data with new items at the end of the catalog, and their ids."""
+
+    data: Interactions | Split
+    targets: Int[Array, " T"]
+
+
+def new_items(data: Interactions | Split, count: int = 8) -> NewItems:
+    """Append `count` items without a single event to the catalog: the targets of PoisonRec.
+
+    Args:
+        data: interactions of any track, or all parts of a split; events, users and order stay.
+        count: T, number of new items; they get the ids `I .. I + T - 1`.
+
+    Raises:
+        ValueError: count below 1.
+
+    Reference: Song et al. (PoisonRec), ICDE 2020, section IV-A (8 new target items).
+
+    >>> new_items(Interactions.from_arrays([0, 1], [1, 0]), 2)
+    NewItems(data=Interactions(2 users x 4 items, 2 events, implicit), targets=Array([2, 3], dtype=int32))
+    """
+    if isinstance(count, bool) or not isinstance(count, int | np.integer) or count < 1:
+        raise ValueError(f"count={count!r}: expected a whole number >= 1")
+    if isinstance(data, Split):
+        wide = [None if part is None else new_items(part, count).data for part in data]
+        return NewItems(Split(*wide), new_items(data.train, count).targets)  # type: ignore[arg-type]
+    # Padding carries the last item, so it moves to the new last one.
+    item = np.where(data.real(), np.asarray(data.item), data.items + count - 1).astype(np.int32)
+    wider = replace(data, item=jax.device_put(item), items=data.items + int(count))
+    return NewItems(wider, jax.device_put(np.arange(data.items, wider.items, dtype=np.int32)))
 
 
 def _published(train: Interactions, name: str, count: int) -> Int[Array, " T"]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.data import PUBLISHED, Interactions, dataset, pick_targets, strata
+from models.data import PUBLISHED, Interactions, Split, dataset, holdout_one, new_items, pick_targets, strata
 
 counts = st.lists(st.integers(0, 30), min_size=1, max_size=80).map(np.array)
 
@@ -57,6 +57,53 @@ def test_pick_targets():
     assert pick_targets(data, "tail", 3, 5).tolist() == pick_targets(data, "tail", 3, 5).tolist()
     assert set(pick_targets(data, "unpopular", 4, 0, preset="apt").tolist()) == {36, 37, 38, 39}
     assert pick_targets(data, "random", 40, 0).tolist() == list(range(40))
+
+
+@settings(max_examples=100, deadline=None)
+@given(counts, st.booleans())
+def test_the_papers_strata_cover_what_they_say(c, strict):
+    """RevAdv and RAPU: all items between them, less those on a bound when strict; APT: fewer than 5, and all."""
+    for preset, percentiles in (("revadv", (50, 75, 95)), ("rapu", (20, 40, 60, 80))):
+        parts = strata(c, preset, strict=strict)
+        held = np.concatenate(list(parts.values()))
+        assert held.size == np.unique(held).size
+        left_out = np.isin(c, np.percentile(c, percentiles)).sum() if strict else 0
+        assert held.size == c.size - left_out
+    apt = strata(c, "apt")
+    assert set(apt["unpopular"]) == {i for i in range(c.size) if c[i] < 5}
+    assert apt["random"].tolist() == list(range(c.size))
+
+
+@pytest.mark.parametrize("track", ["implicit", "explicit", "sequence"])
+def test_new_items_have_no_event(track):
+    weight = [3.0, 1.0, 2.0] if track == "explicit" else None
+    x = Interactions.from_arrays([0, 1, 1], [1, 0, 1], weight, users=3, items=4, track=track, capacity=5)
+    wider, targets = new_items(x)
+    assert targets.tolist() == list(range(4, 12))
+    assert (wider.users, wider.items, wider.capacity) == (3, 12, 5)
+    wider.validate()
+    assert np.array_equal(wider.dense()[:, :4], x.dense())
+    assert not np.any(wider.popularity()[4:])
+    assert np.all(np.diff(wider.item[3:]) == 0)  # padding still carries the last item
+    assert wider.item.tolist()[3:] == [11, 11]
+    assert np.array_equal(wider.weight, x.weight)
+
+
+def test_new_items_of_a_split():
+    x = Interactions.from_arrays([0, 0, 0, 1, 1], [0, 1, 2, 0, 1])
+    for validation in (False, True):
+        split = holdout_one(x, 0, validation=validation)
+        wide, targets = new_items(split, 2)
+        assert isinstance(wide, Split)
+        assert targets.tolist() == [3, 4]
+        assert (wide.validation is None) == (split.validation is None)
+        for part, old in zip(wide, split, strict=True):
+            if part is not None:
+                assert part.validate().items == 5
+                assert int(part.count) == int(old.count)
+    for bad in (0, 1.5, True):
+        with pytest.raises(ValueError, match="expected a whole number >= 1"):
+            new_items(x, bad)
 
 
 def test_published_sets():
