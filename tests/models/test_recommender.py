@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import linen, nnx
 
 import bilevel
 from models import (
@@ -21,6 +22,7 @@ from models import (
     ncf,
     ngcf,
     pcmf,
+    plug,
     pmf,
     registry,
     train,
@@ -32,6 +34,36 @@ from models.recommender import cell_weights
 U, I, F = 6, 7, 3
 SAMPLED = {"factors": 2, "learning_rate": 0.05, "epochs": 2, "scale": 0.5}
 GRAPH = {"factors": 2, "learning_rate": 0.05, "epochs": 2, "batch": 9, "form": "observed"}
+
+
+class TwoTowers(nnx.Module):
+    """A user's own NNX model: two embeddings and a small network on their concatenation, with dropout."""
+
+    def __init__(self, users, items, *, rngs):
+        kind = {"param_dtype": jnp.result_type(float), "rngs": rngs}
+        self.user, self.item = nnx.Embed(users, 2, **kind), nnx.Embed(items, 2, **kind)
+        self.hidden, self.last = nnx.Linear(4, 3, **kind), nnx.Linear(3, 1, **kind)
+        self.drop = nnx.Dropout(0.3, rngs=rngs)
+
+    def __call__(self, user, item):
+        a, b = self.user(user)[:, None], self.item(item)
+        h = jnp.concatenate([jnp.broadcast_to(a, b.shape), b], -1)
+        return self.last(self.drop(jnp.tanh(self.hidden(h))))[..., 0]
+
+
+class Biases(linen.Module):
+    """A user's own Linen model: a product and an item bias."""
+
+    users: int
+    items: int
+
+    @linen.compact
+    def __call__(self, user, item):
+        kind = {"param_dtype": jnp.result_type(float)}
+        a = linen.Embed(self.users, 2, name="user", **kind)(user)
+        b = linen.Embed(self.items, 3, name="item", **kind)(item)
+        return jnp.einsum("bd,bnd->bn", a, b[..., :2]) + b[..., 2]
+
 
 CLICKS = {
     "wrmf-dense": wrmf.wrmf(factors=2, learning_rate=0.1, l2=0.05, epochs=4, form="dense", scale=1.0),
@@ -56,6 +88,8 @@ CLICKS = {
         **{**GRAPH, "batch": None, "form": "dense"}, layers=1, l2=0.1, penalty="norm"
     ),
     "ngcf": ngcf.ngcf(**GRAPH, layers=(3, 2), l2=0.1),
+    "plug-nnx": plug.plug(TwoTowers, learning_rate=0.05, epochs=2, batch=9, objective="cross-entropy"),
+    "plug-linen": plug.plug(Biases, learning_rate=0.05, epochs=2, batch=9, l2=0.01),
     "autorec-user": autorec.autorec(hidden=3, learning_rate=0.05, epochs=2, batch=4),
     "autorec-item": autorec.autorec(by="item", hidden=3, learning_rate=0.05, epochs=2, batch=3),
 }
@@ -259,13 +293,45 @@ def test_the_wrong_track_is_refused(name):
         FAMILY[name].prepare(wrong)
 
 
-@everyone
+@pytest.mark.parametrize("name", [name for name in FAMILY if not name.startswith("plug")])
 def test_config_rebuilds_the_model(name):
     model = FAMILY[name]
     assert dict(registry.make(model.name, **model.config).config) == dict(model.config)
     assert repr(model).startswith(f"{model.name}(")
     with pytest.raises(TypeError):
         model.config["factors"] = 1
+
+
+@pytest.mark.parametrize("name", ["bpr-batches", "lightgcn", "multvae-revadv", "mf"])
+def test_poisoned_copies_of_the_data_share_one_compiled_model(name):
+    """`vmap` over injected data of one capacity equals fitting one copy after the other."""
+    train_data, track = events(name), "explicit" if name in RATINGS else "implicit"
+    rows = [(relaxed()[0] > level).astype(float) * (3 if name in RATINGS else 1) for level in (0.4, 0.7)]
+    width = train_data.capacity + F * I
+    copies = [
+        inject(train_data, Profiles.from_rows(r, targets=[0], track=track), capacity=width) for r in rows
+    ]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *copies)
+    model, key, calls = FAMILY[name], jax.random.key(0), []
+
+    @jax.jit
+    def scores(data):
+        calls.append(1)
+        return train.fit(model, data, key).scores(jnp.arange(U))
+
+    together = jax.vmap(lambda data: train.fit(model, data, key).scores(jnp.arange(U)))(stacked)
+    for one, copy in zip(together, copies, strict=True):
+        close(one, scores(copy), 1e-4)
+    assert len(calls) == 1
+
+
+def test_plug_refuses_what_is_no_module():
+    with pytest.raises(TypeError, match=r"expected an nnx\.Module"):
+        plug.plug(lambda users, items, *, rngs: 3).init(jax.random.key(0), U, I, 0)
+    with pytest.raises(TypeError, match="needs an argument rngs"):
+        plug.plug(lambda users, items: TwoTowers).init(jax.random.key(0), U, I, 0)
+    with pytest.raises(ValueError, match="objective='hinge'"):
+        plug.plug(TwoTowers, objective="hinge")
 
 
 def test_weights_of_relaxed_cells_are_constants():
