@@ -318,6 +318,7 @@ def test_loss_is_its_formula_on_the_pairs_and_triples_drawn(problem):
     close(of(divide_by="batch", relation_weight=0.0), np.mean(ranked))
 
 
+@pytest.mark.slow
 def test_gradients_equal_central_differences(problem, small_chunks):
     data, params = problem
     ctx = MODEL.trainer(U, I, 0, 10).context(jax.random.key(5), 0)
@@ -354,6 +355,7 @@ def test_a_step_is_adagrads_without_an_epsilon(problem):
         close(a, b, 1e-10)
 
 
+@pytest.mark.slow
 def test_fit_learns_repeats_itself_and_passes_lost_events_on():
     """Users of two tastes, items of two clusters: held-out items rank above those of the other taste."""
     rng = np.random.default_rng(0)
@@ -374,6 +376,7 @@ def test_fit_learns_repeats_itself_and_passes_lost_events_on():
     assert np.all(np.isnan(train.fit(model, lost, jax.random.key(0)).scores(jnp.arange(30))))
 
 
+@pytest.mark.slow
 def test_vmap_over_data_and_keys_equals_a_loop(problem):
     _, params = problem
     other = Interactions.from_dense(np.arange(U * I).reshape(U, I) % 3 == 0, capacity=10)
