@@ -19,8 +19,8 @@ def _set_environment() -> None:
     """Flags that must be set before JAX starts; what the caller has set already wins."""
     flags = os.environ.get("XLA_FLAGS", "")
     if "xla_force_host_platform_device_count" not in flags:
-        # Tests compile far more than they compute: without the backend's optimizations they take a quarter less, without
-        # the CPU's fusion emitters another third (a flag that newer versions do not know, and would abort on).
+        # Tests compile far more than they compute: without the backend's optimizations they take a quarter less, and
+        # without the CPU's fusion emitters another third (a flag that newer versions do not know, and abort on).
         flags += f" --xla_force_host_platform_device_count={DEVICES} --xla_backend_optimization_level=0"
         if metadata.version("jaxlib").startswith("0.10."):
             flags += " --xla_cpu_use_fusion_emitters=false"
