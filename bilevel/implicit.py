@@ -64,8 +64,8 @@ def implicit(
 
     Raises:
       TypeError: `inner` is not an `Inner`, or `linear_solver` not a `LinearSolver`.
-      ValueError: a solver that needs symmetry, blocks or batches that the loop does not have; a bad
-        tolerance.
+      ValueError: a solver that needs symmetry, blocks or batches that the loop does not have; a structure
+        for a loop without a loss; a bad tolerance.
 
     Reference: Pedregosa, ICML 2016, eq. 1; Blondel et al., NeurIPS 2022, eq. 2. **Differs from the paper:**
     the stationarity check, the verified residual, the curvature. With `lissa(minibatch=True)` the products
@@ -83,6 +83,11 @@ def implicit(
             f"implicit: expected an Inner such as bilevel.gradient_descent(...), got {type(inner).__name__}"
         )
     check_number("implicit", "tolerance", tolerance, low=0, strict=True)
+    if structure is not None and objective is None and inner.loss is None:
+        raise ValueError(
+            "implicit: structure describes the Hessian of a loss, and a fixed_point loop has none; give the loss it "
+            "minimizes as objective="
+        )
     if structure is None:
         structure = inner.structure if objective is None else Structure()
     problem = Problem(objective or inner.loss, inner.update, structure, inner)

@@ -45,7 +45,8 @@ def block(
       claims to solve: it is an approximation of the whole system, on purpose.
 
     Raises:
-      ValueError: negative damping, or `solver` without `where`, or both `solver` and `damping`.
+      ValueError: negative damping, `solver` without `where`, both `solver` and `damping`, or a `solver` that
+        needs diagonal blocks or minibatches of its own.
 
     Reference: Cheng, Shen, Huang, KDD 2019, eq. 9. **Differs from the paper:** any block that `where` can
     pick, direct solve by default.
@@ -57,6 +58,11 @@ def block(
     if solver is not None and (where is None or damping):
         raise ValueError(
             "block: solver= needs where=, and carries its own damping; give damping to one of them only"
+        )
+    if solver is not None and solver.needs:
+        raise ValueError(
+            f"block: {solver!r} needs the {' and '.join(sorted(solver.needs))} of the whole problem, which the picked "
+            "part does not have; use cg, gmres, dense, neumann or lissa without them"
         )
     config = {"where": where, "damping": damping, "solver": solver}
     if where is None:

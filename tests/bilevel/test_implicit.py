@@ -329,6 +329,7 @@ FIXED = bilevel.fixed_point(lambda p, x, data, ctx: 0.5 * p + x, steps=2)
         (lambda: implicit(LOOP, cg), TypeError, "got function"),
         (lambda: implicit(LOOP, tolerance=0), ValueError, "tolerance=0: expected a finite number > 0"),
         (lambda: implicit(FIXED, cg()), ValueError, "use gmres, normal_cg, neumann or dense"),
+        (lambda: implicit(FIXED, structure=bilevel.Structure()), ValueError, "a fixed_point loop has none"),
         (lambda: implicit(LOOP, cg(preconditioner="block_jacobi")), ValueError, "bilevel.diagonal_blocks"),
         (lambda: implicit(LOOP, lissa(3, minibatch=True)), ValueError, "batches=minibatches"),
     ],

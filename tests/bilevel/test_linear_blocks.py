@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.linear import Code, block, cg, dense, gmres
+from bilevel.linear import Code, block, cg, dense, gmres, lissa
 from bilevel.linear.blocks import inverse_blocks
 from bilevel.products import diagonal_blocks, hvp
 
@@ -127,3 +127,9 @@ def test_blocks_of_several_sizes_are_each_inverted(x64):
     for name, matrix in blocks.items():
         expected = jnp.linalg.inv(matrix + 0.5 * jnp.eye(matrix.shape[-1]))
         np.testing.assert_allclose(found[name], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_a_part_has_no_blocks_or_batches_of_the_whole_problem():
+    for solver in (cg(preconditioner="block_jacobi"), lissa(3, minibatch=True)):
+        with pytest.raises(ValueError, match="of the whole problem, which the picked part does not have"):
+            block(lambda v: v["P"][0], solver=solver)

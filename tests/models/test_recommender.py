@@ -126,7 +126,15 @@ everyone = pytest.mark.parametrize("name", FAMILY)
 one_each = pytest.mark.parametrize("name", named())
 surrogates = pytest.mark.parametrize("name", named("pcmf"))  # whose signed root has no derivative at 0
 # The scores of these read the fake rows themselves, beside the parameters.
-READS = ("als", "itemae", "lightgcn", "ngcf", "autorec-item", "pcmf")
+READS = (
+    "als",
+    "itemae",
+    "lightgcn",
+    "ngcf",
+    "autorec-item",
+    "autorec-ratings",
+    "pcmf",
+)  # ratings: by their mean
 
 
 @cache
