@@ -59,7 +59,8 @@ class Options:
     """settings of the RevAdv paper: toy, toy-itemae, wrmf-sgd, wrmf-als, itemae, itemae-pd; other options
     change them"""
     surrogate: list[str] = field(default_factory=list)
-    """the attacker's model, name[:preset][,argument=value]: wrmf, als, itemae; several make an ensemble"""
+    """the attacker's model, name[:preset][,argument=value], such as wrmf, als, itemae, lightgcn (all of them:
+    run_training.py --models); several make an ensemble"""
     estimator: Literal["exact", "truncated", "partial", "implicit", "one_step"] | None = None
     """how the surrogate's training is differentiated"""
     tau: int | None = None

@@ -1,4 +1,4 @@
-"""Train one recommender of RecBole 1.2.1 and write its scores of all users and items, for `models/external.py`.
+"""Train one recommender of RecBole 1.2.1 and write its scores of all users and items, for `models/recbole.py`.
 
 Runs in an environment of its own, beside the project's (Python 3.11; `.venv*/` is ignored by git):
 
@@ -9,7 +9,7 @@ Runs in an environment of its own, beside the project's (Python 3.11; `.venv*/` 
 An index with CPU builds of PyTorch can be passed to pip (`--index-url URL`); where `torch==2.13.0` is a CUDA build it
 is several GB, and used on the CPU all the same. `BILEVEL_RECBOLE=PYTHON` names the interpreter of another environment.
 
-Knows nothing of this project. `models.external.run_recbole` writes a folder, runs `recbole_run.py FOLDER`, reads it:
+Knows nothing of this project. `models.recbole.run_recbole` writes a folder, runs `recbole_run.py FOLDER`, reads it:
 
     job.json                model, epochs (null: RecBole's), settings (RecBole's names), seed, threads, sequence, parts
     data/data.PART.inter    user_id, item_id of train (and valid, test); a sequence model has train as data.inter with

@@ -247,6 +247,7 @@ def tabulate(records: list[Record], folder: Path) -> Report:
     notes = [
         "means over seeds with 95% bootstrap intervals; a published split has no seed: only the training differs"
     ]
+    notes += ["seconds: wall clock of a machine that did other work too, not a benchmark"]
     notes += ["early: parameters of the best validation NDCG@10, as RAPU's code keeps its best checkpoint"]
     for data in dict.fromkeys(row.data for row in rows()):
         said = next((r.result["notes"] for r in records if f" {data} " in r.spec["row"]), [])
