@@ -12,10 +12,11 @@ from attacks.heuristic import random, top_popular
 from attacks.objective import promotion
 from attacks.presets import revadv_preset
 from attacks.revadv import revadv
-from attacks.threat import ThreatModel
+from attacks.threat import Ratings, ThreatModel
 
 __all__ = [
     "Attack",
+    "Ratings",
     "Run",
     "ThreatModel",
     "check",

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from attacks.threat import ThreatModel
+from attacks.threat import Goal, ThreatModel
 from models.data import Interactions, check_targets
 from models.data.interactions import is_concrete
 
@@ -41,7 +41,8 @@ def check(
 
     Raises:
         TypeError: the key is not one typed key, the targets are not integers, or `train` is not `Interactions`.
-        ValueError: targets empty, repeated or out of range; a budget above the number of other items; another track;
+        ValueError: targets empty (on availability: not empty), repeated or out of range; a budget above the number of
+            other items; another track;
             initial rows of the wrong shape, not binary, or for an attack that does not start from rows; a test set of
             other users or items.
     """
@@ -55,7 +56,7 @@ def check(
             f"train is of track {train.track!r}, but the attack is for the {threat.track!r} track; "
             "convert the interactions explicitly first"
         )
-    targets = _check_targets(targets, train.items)
+    targets = _check_targets(targets, train.items, threat.goal)
     budget = threat.budget
     if budget is not None and budget > train.items - targets.size:
         raise ValueError(
@@ -81,7 +82,13 @@ def _check_key(key: Any) -> None:
         raise TypeError(f"key has shape {jnp.shape(key)}; expected one key (use jax.vmap for several)")
 
 
-def _check_targets(targets: Any, items: int) -> Int[Array, " T"]:
+def _check_targets(targets: Any, items: int, goal: Goal) -> Int[Array, " T"]:
+    if goal == "availability":
+        if np.size(targets):
+            raise ValueError(
+                f"{np.size(targets)} targets for an attack on availability, which has none; give an empty list"
+            )
+        return jnp.zeros(0, jnp.int32)
     if is_concrete(targets):  # before the conversion to int32, which would wrap a large id
         check_targets(np.asarray(targets), items)
     array = jnp.asarray(targets)

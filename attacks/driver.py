@@ -94,7 +94,7 @@ def run(
     )
     _check_finite(attack, result.history)
     profiles = attack.finish(result.state, train, targets)
-    profiles.validate(budget=attack.threat.budget, fakes=attack.threat.count(train.users))
+    attack.threat.validate(profiles, train.users)
     return Run(profiles, result.history, result.done, result.seconds, result.resumed)
 
 

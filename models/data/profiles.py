@@ -33,7 +33,7 @@ class Profiles:
     Args:
         rows: (F, I) float, or None when the clicks form is used.
         clicks, mask: (F, C) int32 items in click order and bool (False: no click), or None.
-        targets: (T,) int32 items the attack promotes or demotes.
+        targets: (T,) int32 items the attack promotes or demotes; none (T = 0) if it is on availability.
         items, track: static, as in `Interactions`.
         clicks_targets: static; the attack promises that every profile clicks every target.
         width: static; most clicks a row holds, targets included (None: not known, I). It sizes `inject`.
@@ -119,6 +119,7 @@ class Profiles:
         self,
         *,
         budget: int | None = None,
+        clicks: int | None = None,
         fakes: int | None = None,
         ratings: tuple[float, float] | None = None,
     ) -> Profiles:
@@ -127,6 +128,7 @@ class Profiles:
         Args:
             budget: B; a profile may hold at most `B + T` clicks (T targets come on top of B other items).
                 In the clicks form repeats count.
+            clicks: clicks that each profile of the clicks form has to hold, targets and repeats included.
             fakes: expected number of fake users.
             ratings: (lowest, highest) rating allowed in the explicit track.
 
@@ -141,7 +143,8 @@ class Profiles:
         if fakes is not None and fakes != self.fakes:
             raise ValueError(f"{self.fakes} fake users; expected {fakes}")
         targets = np.asarray(self.targets)
-        check_targets(targets, self.items)
+        if targets.size:  # an attack on availability has none
+            check_targets(targets, self.items)
         rows = _check_rows(self, ratings) if self.rows is not None else _check_clicks(self)
         held = rows.astype(bool).sum(1) if self.mask is None else np.asarray(self.mask).sum(1)
         limit = None if budget is None else budget + targets.size
@@ -152,6 +155,9 @@ class Profiles:
             over = np.flatnonzero(held > bound) if bound is not None else np.empty(0)
             if over.size:
                 raise ValueError(f"fake user {over[0]} holds {held[over[0]]} clicks; {what}")
+        if clicks is not None and np.any(held != clicks):
+            who = np.flatnonzero(held != clicks)[0]
+            raise ValueError(f"fake user {who} holds {held[who]} clicks; expected exactly {clicks}")
         if self.clicks_targets and not np.all(rows[:, targets]):
             who, which = np.argwhere(rows[:, targets] == 0)[0]
             raise ValueError(

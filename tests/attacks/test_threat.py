@@ -2,7 +2,8 @@
 
 import pytest
 
-from attacks import ThreatModel
+from attacks import Ratings, ThreatModel
+from models.data import Profiles
 
 
 @pytest.mark.parametrize(
@@ -30,7 +31,16 @@ def test_a_fraction_too_small_for_one_fake_user_is_an_error():
         ({"fakes": "5"}, TypeError, "fakes is '5'"),
         ({"fakes": 1, "budget": -1}, ValueError, "budget is -1"),
         ({"fakes": 1, "budget": 2.0}, TypeError, "budget is 2.0"),
-        ({"fakes": 1, "goal": "demote"}, ValueError, "'promote'"),
+        ({"fakes": 1, "goal": "nuke"}, ValueError, "'demote'"),
+        ({"fakes": 1, "track": "sequence"}, ValueError, "has a length"),
+        ({"fakes": 1, "clicks": 3}, ValueError, "'implicit' track"),
+        ({"fakes": 1, "track": "sequence", "clicks": 0}, ValueError, "clicks is 0"),
+        ({"fakes": 1, "track": "sequence", "clicks": 3, "budget": 2}, ValueError, "clicks alone"),
+        ({"fakes": 1, "queries": 0}, ValueError, "queries is 0"),
+        ({"fakes": 1, "track": "explicit"}, ValueError, r"\(1, 5, 1\)"),
+        ({"fakes": 1, "ratings": (1, 5, 1)}, ValueError, "no ratings"),
+        ({"fakes": 1, "track": "explicit", "ratings": (0, 5, 1)}, ValueError, "0 < low"),
+        ({"fakes": 1, "track": "explicit", "ratings": (1, 5, 3)}, ValueError, "whole number of steps"),
         ({"fakes": 1, "track": "ratings"}, ValueError, "'explicit'"),
         ({"fakes": 1, "knowledge": "all"}, ValueError, "'interactions'"),
     ],
@@ -38,3 +48,17 @@ def test_a_fraction_too_small_for_one_fake_user_is_an_error():
 def test_refusals(arguments, error, match):
     with pytest.raises(error, match=match):
         ThreatModel(**arguments)
+
+
+def test_profiles_are_held_against_the_model():
+    rated = Profiles.from_rows([[5.0, 2.0, 0.0]], targets=[0], track="explicit")
+    threat = ThreatModel(fakes=1, budget=1, track="explicit", ratings=Ratings(1, 5, 1))
+    assert threat.validate(rated, users=9) is rated
+    with pytest.raises(ValueError, match=r"1\.\.4"):
+        ThreatModel(fakes=1, budget=1, track="explicit", ratings=Ratings(1, 4, 1)).validate(rated, users=9)
+    with pytest.raises(ValueError, match="track 'explicit'"):
+        ThreatModel(fakes=1, budget=1).validate(rated, users=9)
+    clicked = Profiles.from_clicks([[0, 1, 0]], targets=[0], items=2)
+    ThreatModel(fakes=1, track="sequence", clicks=3).validate(clicked, users=9)
+    with pytest.raises(ValueError, match="holds 3 clicks; expected exactly 4"):
+        ThreatModel(fakes=1, track="sequence", clicks=4).validate(clicked, users=9)
