@@ -2,8 +2,8 @@
 
 Every attack carries one. It fixes how many accounts are created, how much each may click, what for, on which kind
 of data, what the attacker has to have seen and how often it may try. A comparison between two attacks is fair only
-where these agree, so they are printed and stored with every result. The words (goal, knowledge, capability) are those of the
-literature on injection attacks, as Tang, Wen, Wang (RecSys 2020, section 2) use them; the record is ours.
+where these agree, so they are printed and stored with every result. The words (goal, knowledge, capability) are those
+of the literature on injection attacks, as Tang, Wen, Wang (RecSys 2020, section 2) use them; the record is ours.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 """ThreatModel: what is counted and what is refused."""
 
+import numpy as np
 import pytest
 
 from attacks import Ratings, ThreatModel
@@ -51,14 +52,14 @@ def test_refusals(arguments, error, match):
 
 
 def test_profiles_are_held_against_the_model():
-    rated = Profiles.from_rows([[5.0, 2.0, 0.0]], targets=[0], track="explicit")
+    rated = Profiles.from_rows(np.array([[5.0, 2.0, 0.0]]), np.array([0]), track="explicit")
     threat = ThreatModel(fakes=1, budget=1, track="explicit", ratings=Ratings(1, 5, 1))
     assert threat.validate(rated, users=9) is rated
-    with pytest.raises(ValueError, match=r"1\.\.4"):
+    with pytest.raises(ValueError, match=r"in 1\.0\.\.4\.0"):
         ThreatModel(fakes=1, budget=1, track="explicit", ratings=Ratings(1, 4, 1)).validate(rated, users=9)
     with pytest.raises(ValueError, match="track 'explicit'"):
         ThreatModel(fakes=1, budget=1).validate(rated, users=9)
-    clicked = Profiles.from_clicks([[0, 1, 0]], targets=[0], items=2)
+    clicked = Profiles.from_clicks(np.array([[0, 1, 0]]), np.array([0]), items=2)
     ThreatModel(fakes=1, track="sequence", clicks=3).validate(clicked, users=9)
     with pytest.raises(ValueError, match="holds 3 clicks; expected exactly 4"):
         ThreatModel(fakes=1, track="sequence", clicks=4).validate(clicked, users=9)
