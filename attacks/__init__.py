@@ -9,7 +9,7 @@ from attacks.attack import Attack
 from attacks.checks import check
 from attacks.driver import Run, run
 from attacks.heuristic import random, top_popular
-from attacks.objective import promotion
+from attacks.objective import make_objective, promotion
 from attacks.presets import revadv_preset
 from attacks.revadv import revadv
 from attacks.threat import Ratings, ThreatModel
@@ -20,6 +20,7 @@ __all__ = [
     "Run",
     "ThreatModel",
     "check",
+    "make_objective",
     "promotion",
     "random",
     "revadv",

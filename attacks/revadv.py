@@ -17,7 +17,6 @@ The projected (binary) rows are what the surrogate trains on, so what is scored 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 from collections.abc import Sequence
@@ -31,9 +30,9 @@ import bilevel
 from attacks.attack import Attack
 from attacks.feasible import Kind, Project, feasible, make_projection
 from attacks.initial import Initial, check_initial, start
-from attacks.objective import promotion
-from attacks.surrogate import Differentiate, Estimator, Objective, make_estimator, respond
-from attacks.threat import ThreatModel
+from attacks.objective import Objective, make_objective
+from attacks.surrogate import Differentiate, Estimator, make_estimator, respond
+from attacks.threat import Goal, ThreatModel
 from bilevel.descend import Descend, DescendState, descend
 from bilevel.project import column_mask
 from bilevel.unroll import Memory
@@ -69,6 +68,7 @@ def revadv(
     k: int = 50,
     weights: Sequence[float] | None = None,
     block: int | None = None,
+    goal: Goal = "promote",
 ) -> Attack:
     """RevAdv: `Xh <- Proj(Xh - eta * velocity)` with the gradient of `L_adv` through the surrogate's training.
 
@@ -93,6 +93,8 @@ def revadv(
         k: list length of the hit ratio an iterate is scored by, >= 1.
         weights: positive weight of each surrogate's loss, default 1 each.
         block: users the loss scores at once, see `attacks.promotion`.
+        goal: `"promote"` the targets; `"demote"` them, `L_adv` with the opposite sign; `"availability"`: no targets,
+            what the users clicked leaves their lists, `L_adv = sum_u mean_{i clicked} log softmax(S_u)_i`.
 
     Returns:
         An attack; `knowledge="interactions"`. Its history has `loss` (L_adv), `target_hr` (hr_any@k) and `test_hr`
@@ -108,7 +110,8 @@ def revadv(
     best *scored* ones (the code starts the best at 0 and may return nothing); the budget, `"topk"`, legal initial
     rows, and the implicit and one-step estimates are ours; `threshold` is strict (`>`) as in the code, the text has
     `>=`; random initial users where the code takes the first (`initial="first"`). A cell going from 0 to 1 is
-    differentiated with the weight of an unobserved cell, as in the code.
+    differentiated with the weight of an unobserved cell, as in the code. Goals other than promotion are ours; there the
+    best iterate is the one of the lowest loss, because a hit ratio at 0 tells no two apart.
 
     **How it is detected and what mitigates it:** the paper finds the click popularity of the learned profiles hard to
     tell from that of real users, but in the latent space of other models they lie close together (PCA of Mult-VAE,
@@ -131,12 +134,16 @@ def revadv(
         if not isinstance(value, bool):
             raise TypeError(f"{name} is {value!r}; expected True or False")
     check_initial(initial)
+    if click_targets and goal != "promote":
+        raise ValueError(
+            f"click_targets=True with goal {goal!r}: clicking targets promotes them; leave it out"
+        )
     plan = _Plan(
-        threat=ThreatModel(fakes=fakes, budget=budget, knowledge="interactions"),
+        threat=ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions"),
         models=models,
         weights=_weights(weights, len(models)),
         differentiate=make_estimator(estimator, tau=tau, memory=memory, linear=linear),
-        objective=functools.partial(promotion, block=block),
+        objective=make_objective(goal, block=block),
         descent=descend(learning_rate, momentum=momentum, normalize_rows=normalize_rows),
         project=make_projection(projection, threshold=threshold, budget=budget, click_targets=click_targets),
         click_targets=click_targets,
@@ -190,7 +197,7 @@ class _Plan:
         outer = self.descent.step(
             state.outer,
             found.gradient,
-            found.target_hr,
+            found.target_hr if self.threat.goal == "promote" else -found.loss,
             project=lambda x: self.project(x, targets),
             frozen=column_mask(targets, train.items) if self.click_targets else None,
         )

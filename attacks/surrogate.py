@@ -18,14 +18,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 import bilevel
+from attacks.objective import Objective
 from bilevel.unroll import Memory
 from models.data import Interactions
-from models.evaluation import Scores, evaluate
+from models.evaluation import evaluate
 from models.recommender import Recommender
 
 Estimator = Literal["exact", "truncated", "partial", "implicit", "one_step"]
 Differentiate = Callable[[bilevel.Inner], bilevel.Solve]
-Objective = Callable[[Scores, int, Int[Array, " T"]], Float[Array, ""]]
 
 
 class Response(NamedTuple):
@@ -34,7 +34,7 @@ class Response(NamedTuple):
     Attributes:
         loss: the attacker's loss after training, weighted over the surrogates.
         gradient: its estimated derivative in the rows, `(F, I)`.
-        target_hr: share of real users with a target in their list, mean over the surrogates.
+        target_hr: share of real users with a target in their list, mean over the surrogates; NaN without targets.
         test_hr: share of users with a held-out item in their list, mean over the surrogates; NaN without a test set.
         code: the worst `bilevel.Code` of the estimates, 0 if all are fine.
     """
@@ -134,7 +134,7 @@ def hypergradient(
     Args:
         model: the surrogate.
         differentiate: from `make_estimator`.
-        objective: `(scores, users, targets) -> loss`, such as `attacks.promotion`.
+        objective: `(scores, train, targets) -> loss`, from `attacks.objective.make_objective`.
         rows: fake rows, hard or relaxed, `(F, I)`.
         train: the interactions the attacker sees.
         targets: ids of the targets, `(T,)`.
@@ -155,7 +155,7 @@ def hypergradient(
 
     def outer(params, x, data):
         embedding = model.embed(params, x, data)
-        return objective(lambda users: model.score(embedding, users), train.users, targets)
+        return objective(lambda users: model.score(embedding, users), train, targets)
 
     return bilevel.value_and_hypergrad(outer, solve)(rows, params0, data, key_train)
 
@@ -198,12 +198,9 @@ def respond(
         own = jax.random.fold_in(key, number)
         found = hypergradient(model, differentiate, objective, rows, train, targets, own, data=data)
         scores = functools.partial(model.score, model.embed(found.params, rows, data))
-        judged = evaluate(scores, train, test=test, targets=targets, k=k)
-        assert judged.hr_any is not None  # targets were given
-        test_hr = jnp.full((), jnp.nan) if judged.hr_test is None else judged.hr_test
-        parts.append(
-            (weight * found.value, weight * found.grad, judged.hr_any, test_hr, found.diagnosis.code)
-        )
+        judged = evaluate(scores, train, test=test, targets=targets if targets.size else None, k=k)
+        hits = (jnp.full((), jnp.nan) if hr is None else hr for hr in (judged.hr_any, judged.hr_test))
+        parts.append((weight * found.value, weight * found.grad, *hits, found.diagnosis.code))
     loss, gradient, target_hr, test_hr, code = (jnp.stack(column) for column in zip(*parts, strict=True))
     return Response(loss.sum(), gradient.sum(0), target_hr.mean(), test_hr.mean(), code.max())
 

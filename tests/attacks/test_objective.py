@@ -5,7 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from attacks import promotion
+from attacks import make_objective, promotion
+from attacks.objective import ranking
+from models.data import Interactions
 
 USERS, ITEMS = 23, 11
 
@@ -67,3 +69,80 @@ def test_scores_that_do_not_fit_in_exp_stay_finite():
 def test_refusals(users, block, match):
     with pytest.raises(ValueError, match=match):
         promotion(lambda ids: jnp.zeros((ids.shape[0], 3)), users, jnp.array([0]), block=block)
+
+
+# ------------------------------------------------------------------------------------------------ other goals
+
+
+@pytest.fixture
+def train(rng):
+    seen = (rng.random((USERS, ITEMS)) < 0.3).astype(float)
+    seen[5] = 0  # a user without clicks
+    return Interactions.from_dense(seen, capacity=USERS * ITEMS)
+
+
+def brute_force(goal, wish, table, seen, targets, k):
+    """Every loss as a loop over users, for the head of attacks/objective.py."""
+    total = 0.0
+    for scores, own in zip(table, seen.astype(bool), strict=True):
+        share = scores - np.log(np.exp(scores).sum())
+        if goal == "availability":
+            total += share[own].mean() if own.any() else 0.0
+        elif wish == "cross_entropy":
+            total += -share[targets].mean() * (1 if goal == "promote" else -1)
+        else:
+            listed = [v for v in np.argsort(-scores, kind="stable") if not own[v]][:k]
+            gaps = np.array([scores[v] - scores[t] for v in listed for t in targets])
+            total += (1 / (1 + np.exp(-(gaps if goal == "promote" else -gaps) / 0.5))).sum()
+    return total
+
+
+@pytest.mark.parametrize(
+    ("goal", "wish"),
+    [
+        ("promote", "cross_entropy"),
+        ("demote", "cross_entropy"),
+        ("promote", "wmw"),
+        ("demote", "wmw"),
+        ("availability", "cross_entropy"),
+    ],
+)
+def test_every_goal_is_its_formula_whatever_the_block(x64, table, train, goal, wish):
+    targets = np.array([] if goal == "availability" else [2, 9], int)
+    expected = brute_force(goal, wish, table, np.asarray(train.dense()), targets, 4)
+
+    @jax.jit
+    def values(scores, block_of=(None, 1, 7)):
+        found = [make_objective(goal, wish, k=4, width=0.5, block=block) for block in block_of]
+        return [
+            jax.value_and_grad(lambda s, f=f: f(lambda u: s[u], train, jnp.asarray(targets)))(scores)
+            for f in found
+        ]
+
+    whole, *blocked = values(jnp.asarray(table))
+    np.testing.assert_allclose(whole[0], expected, rtol=1e-12)
+    for value, slope in blocked:
+        np.testing.assert_allclose(value, whole[0], rtol=1e-12)
+        np.testing.assert_allclose(slope, whole[1], atol=1e-12)
+    if wish == "wmw":  # the lists are constants, so differences are taken where none changes
+        direction = np.zeros_like(table)
+        direction[3, 2] = 1e-6
+        up, down = (values(jnp.asarray(table + step * direction))[0][0] for step in (1, -1))
+        np.testing.assert_allclose((up - down) / 2e-6, whole[1][3, 2], rtol=1e-6)
+
+
+def test_minimizing_wmw_of_gaps_is_maximizing_it_of_the_opposite_gaps(x64, table, train):
+    # C8: g(x) + g(-x) = 1
+    targets = jnp.array([2, 9])
+    value = lambda sign: ranking(lambda u: jnp.asarray(table)[u], train, targets, k=4, sign=sign)
+    pairs = np.minimum(4, ITEMS - np.asarray(train.degrees())).sum() * 2
+    np.testing.assert_allclose(value(1) + value(-1), pairs, rtol=1e-12)
+
+
+def test_what_has_no_formula_is_refused():
+    with pytest.raises(ValueError, match="has no targets to rank"):
+        make_objective("availability", "wmw")
+    with pytest.raises(ValueError, match="'demote'"):
+        make_objective("nuke")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="width is 0"):
+        make_objective("promote", "wmw", width=0.0)(lambda u: u, None, None)  # type: ignore[arg-type]
