@@ -198,11 +198,19 @@ def respond(
         own = jax.random.fold_in(key, number)
         found = hypergradient(model, differentiate, objective, rows, train, targets, own, data=data)
         scores = functools.partial(model.score, model.embed(found.params, rows, data))
-        judged = evaluate(scores, train, test=test, targets=targets if targets.size else None, k=k)
-        hits = (jnp.full((), jnp.nan) if hr is None else hr for hr in (judged.hr_any, judged.hr_test))
+        hits = _exposure(scores, train, test, targets, k)
         parts.append((weight * found.value, weight * found.grad, *hits, found.diagnosis.code))
     loss, gradient, target_hr, test_hr, code = (jnp.stack(column) for column in zip(*parts, strict=True))
     return Response(loss.sum(), gradient.sum(0), target_hr.mean(), test_hr.mean(), code.max())
+
+
+def _exposure(scores, train: Interactions, test: Interactions | None, targets: Int[Array, " T"], k: int):
+    """Hit ratios of targets and of held-out items; NaN where there are none."""
+    nothing = jnp.full((), jnp.nan)
+    if test is None and not targets.size:
+        return nothing, nothing
+    judged = evaluate(scores, train, test=test, targets=targets if targets.size else None, k=k)
+    return tuple(nothing if hr is None else hr for hr in (judged.hr_any, judged.hr_test))
 
 
 def _steps(inner: bilevel.Inner, epochs: int) -> int:

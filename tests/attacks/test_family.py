@@ -1,37 +1,76 @@
 """One contract for every attack (C1): legal, within budget, pure, reproducible, batched; what a call refuses."""
 
 import functools
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 import attacks
 from models.data import Interactions, inject
 from models.wrmf import wrmf
 
-USERS, ITEMS, FAKES, TARGETS = 8, 10, 3, 2
-MAKERS = {  # given a surrogate that costs nothing
-    "random": lambda counting: attacks.random,
-    "random-split": lambda counting: functools.partial(attacks.random, target_mode="split"),
-    "top_popular": lambda counting: attacks.top_popular,
-    "revadv-topk": lambda counting: functools.partial(
-        attacks.revadv, wrmf(factors=2, epochs=3, scale=0.5, form="dense"), projection="topk", steps=2, k=3
+USERS, ITEMS, FAKES, TARGETS, CLICKS = 8, 10, 3, 2, 4
+ALL = ITEMS - TARGETS
+SCENARIOS = 200
+GRID = attacks.Ratings(1.0, 5.0, 1.0)
+
+
+class Member(NamedTuple):
+    """An attack of the family: `make(counting)(**budget of its track)`, given a surrogate that costs nothing.
+
+    `budgets` are what it is tried with: none at all and all there is for everybody, fewer values where a call is dear.
+    """
+
+    make: Callable[[Any], Callable[..., attacks.Attack]]
+    track: Literal["implicit", "explicit", "sequence"] = "implicit"
+    budgets: tuple[int | None, ...] = (0, 4, ALL)
+    goal: str = "promote"
+
+
+def implicit(factory, **settings):
+    return Member(lambda counting: functools.partial(factory, **settings))
+
+
+def explicit(factory, **settings):
+    return Member(
+        lambda counting: functools.partial(factory, track="explicit", ratings=GRID, **settings), "explicit"
+    )
+
+
+def sequence(factory, **settings):
+    return Member(lambda counting: functools.partial(factory, **settings), "sequence", (1, CLICKS, 9))
+
+
+def learned(factory, **settings):
+    return Member(lambda counting: functools.partial(factory, counting, steps=3, k=3, **settings))
+
+
+MEMBERS = {
+    "random": implicit(attacks.random),
+    "random-split": implicit(attacks.random, target_mode="split"),
+    "top_popular": implicit(attacks.top_popular),
+    "revadv-topk": Member(
+        lambda counting: functools.partial(
+            attacks.revadv,
+            wrmf(factors=2, epochs=3, scale=0.5, form="dense"),
+            projection="topk",
+            steps=2,
+            k=3,
+        ),
+        budgets=(4,),
     ),
-    "revadv-threshold": lambda counting: functools.partial(
-        attacks.revadv, counting, momentum=0.0, steps=3, k=3
-    ),
-    "revadv-clicks": lambda counting: functools.partial(
-        attacks.revadv, counting, projection="topk", click_targets=True, steps=3, k=3
+    "revadv-threshold": learned(attacks.revadv, momentum=0.0)._replace(budgets=(0, 4, ALL, None)),
+    "revadv-clicks": learned(attacks.revadv, projection="topk", click_targets=True),
+    "revadv-demote": learned(attacks.revadv, projection="topk", goal="demote")._replace(budgets=(4,)),
+    "revadv-availability": learned(attacks.revadv, projection="topk", goal="availability")._replace(
+        budgets=(4, ITEMS), goal="availability"
     ),
 }
-ALL = ITEMS - TARGETS
-FAMILY = [(name, budget) for name in MAKERS for budget in (0, 4, ALL) if name != "revadv-topk" or budget == 4]
-FAMILY += [("revadv-threshold", None)]
+FAMILY = [(name, budget) for name, member in MEMBERS.items() for budget in member.budgets]
 
 
 @pytest.fixture(scope="session")
@@ -40,37 +79,89 @@ def made(counting):
 
     @functools.cache
     def make(name, budget):
-        attack = MAKERS[name](counting)(fakes=FAKES, budget=budget)
+        member = MEMBERS[name]
+        spent = {"clicks": budget} if member.track == "sequence" else {"budget": budget}
+        attack = member.make(counting)(fakes=FAKES, **spent)
         return attack, jax.jit(attack)
 
     return make
 
 
-dense = hnp.arrays(np.float32, (USERS, ITEMS), elements=st.sampled_from([0.0, 1.0]), fill=st.just(0.0))
-target_sets = st.permutations(range(ITEMS)).map(lambda order: np.array(order[:TARGETS]))
+def scenario(seed, track):
+    """Data of a kind that breaks things: users without a click, items nobody clicked, every density."""
+    rng = np.random.default_rng(seed)
+    clicked = rng.random((USERS, ITEMS)) < rng.choice([0.05, 0.3, 0.6, 1.0])
+    clicked[rng.random(USERS) < 0.2] = False
+    clicked[:, rng.random(ITEMS) < 0.3] = False
+    if not clicked.any():
+        clicked[0, 0] = True  # an empty data set is another test
+    if track == "implicit":
+        return Interactions.from_dense(clicked.astype(np.float32), capacity=USERS * ITEMS)
+    user, item = np.nonzero(clicked)
+    if track == "explicit":
+        rating = rng.integers(1, 6, user.size).astype(np.float32)
+        return Interactions.from_arrays(
+            user, item, rating, users=USERS, items=ITEMS, track="explicit", capacity=USERS * ITEMS
+        )
+    again = rng.integers(0, user.size, min(user.size, 5))  # repeats
+    user, item = np.append(user, user[again]), np.append(item, item[again])
+    return Interactions.from_arrays(
+        user,
+        item,
+        time=rng.permutation(user.size),
+        users=USERS,
+        items=ITEMS,
+        track="sequence",
+        capacity=USERS * ITEMS + 5,
+    )
+
+
+@functools.cache
+def scenarios(track, goal):
+    """Keys, data and targets of every scenario, stacked."""
+    trains = [scenario(seed, track) for seed in range(SCENARIOS)]
+    count = 0 if goal == "availability" else TARGETS
+    targets = np.stack([np.random.default_rng(seed).permutation(ITEMS)[:count] for seed in range(SCENARIOS)])
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *trains)
+    return jax.random.split(jax.random.key(7), SCENARIOS), stacked, jnp.asarray(targets, jnp.int32)
 
 
 @pytest.mark.parametrize(("name", "budget"), FAMILY, ids=str)
-@given(matrix=dense, targets=target_sets, seed=st.integers(0, 2**31 - 1))
-@settings(max_examples=15)
-def test_profiles_are_legal_and_the_data_untouched(made, name, budget, matrix, targets, seed):
-    _, run = made(name, budget)
-    matrix[0, 0] = 1  # an empty data set is another test
-    train = Interactions.from_dense(matrix, capacity=USERS * ITEMS)
+def test_profiles_are_legal_and_reproducible(made, name, budget):
+    member, (attack, _) = MEMBERS[name], made(name, budget)
+    keys, trains, targets = scenarios(member.track, member.goal)
+    run = jax.jit(jax.vmap(attack))
+    batch = run(keys, trains, targets)
+    for leaf, again in zip(jax.tree.leaves(batch), jax.tree.leaves(run(keys, trains, targets)), strict=True):
+        assert np.asarray(leaf).tobytes() == np.asarray(again).tobytes()
+    batch = jax.tree.map(np.asarray, batch)
+    np.testing.assert_array_equal(batch.targets, targets)
+    for number in range(SCENARIOS):
+        profiles = jax.tree.map(lambda leaf, number=number: leaf[number], batch)
+        try:
+            attack.threat.validate(profiles, USERS)
+        except ValueError as problem:
+            raise AssertionError(f"scenario {number}: {problem}") from problem
+        if budget is not None and member.track != "sequence":
+            fillers = np.delete(profiles.rows, profiles.targets, axis=1) > 0
+            assert (fillers.sum(axis=1) <= budget).all(), f"scenario {number}"
+        if profiles.rows is not None and member.track == "explicit":
+            assert np.isin(profiles.rows, np.append(0, np.arange(1, 6))).all(), f"scenario {number}"
+
+
+@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in ("random-split", "revadv-clicks")])
+def test_injected_profiles_leave_the_real_users_alone(made, name):
+    member = MEMBERS[name]
+    budget = member.budgets[min(1, len(member.budgets) - 1)]
+    _, trains, targets = scenarios(member.track, member.goal)
+    train, own = jax.tree.map(lambda leaf: leaf[3], trains), targets[3]
     before = jax.tree.map(np.array, train)
-    profiles = run(jax.random.key(seed), train, jnp.asarray(targets))
-    profiles.validate(budget=budget, fakes=FAKES)
-    np.testing.assert_array_equal(profiles.targets, targets)
-    rows = np.asarray(profiles.to_rows())
-    assert np.isin(rows, (0, 1)).all()
-    if budget is not None:
-        assert (np.delete(rows, targets, axis=1).sum(axis=1) <= budget).all()
+    profiles = made(name, budget)[1](jax.random.key(1), train, own)
     jax.tree.map(np.testing.assert_array_equal, train, before)
     poisoned = inject(train, profiles)
-    np.testing.assert_array_equal(poisoned.dense()[:USERS], matrix)
-    np.testing.assert_array_equal(poisoned.dense()[USERS:], rows)
-    again = run(jax.random.key(seed), train, jnp.asarray(targets))
-    assert rows.tobytes() == np.asarray(again.to_rows()).tobytes()
+    np.testing.assert_array_equal(poisoned.dense()[:USERS], train.dense())
+    held = np.asarray(poisoned.dense()[USERS:]) > 0
+    np.testing.assert_array_equal(held, np.asarray(profiles.to_rows()) > 0)
 
 
 @pytest.fixture
