@@ -121,7 +121,7 @@ def embed(params: Any, x: Float[Array, "F I"], data: Data, *, weight: float, l2:
 def solve_users(Q: Float[Array, "I D"], x: Array, w: Array, data: Data, weight: float, l2: float) -> Any:
     """The half step of real and fake users: `{"user": (U, D), "fake": (F, D)}`."""
     user = solve_rows(Q, data.cells, weight, l2)
-    fake = _solve(_ridge(Q, l2) + cells.weighted_moments(Q, lambda M: w @ M), (w * x) @ Q)
+    fake = solve_spd(_ridge(Q, l2) + cells.weighted_moments(Q, lambda M: w @ M), (w * x) @ Q)
     return {"user": data.sound * user, "fake": fake}
 
 
@@ -153,7 +153,7 @@ def solve_rows(
             F, x, w = extra[0], extra[1][index], extra[2][index]
             normal += cells.weighted_moments(F, lambda M: w @ M)
             target += (w * x) @ F
-        return _solve(normal, target)
+        return solve_spd(normal, target)
 
     size = max(1, BLOCK // (D * D * B.dtype.itemsize))
     if rows <= size:
@@ -167,7 +167,7 @@ def _ridge(B: Float[Array, "C D"], l2: float) -> Float[Array, "D D"]:
     return l2 * jnp.eye(B.shape[1], dtype=B.dtype)
 
 
-def _solve(normal: Float[Array, "R D D"], target: Float[Array, "R D"]) -> Float[Array, "R D"]:
+def solve_spd(normal: Float[Array, "R D D"], target: Float[Array, "R D"]) -> Float[Array, "R D"]:
     """Batched symmetric positive definite solve; the derivative reuses the factorization."""
     lower = jnp.linalg.cholesky(lax.stop_gradient(normal))
 

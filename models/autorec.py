@@ -24,7 +24,7 @@ import bilevel
 from models import cells, itemae, sparse, wrmf
 from models.cells import Cells
 from models.data.interactions import Interactions
-from models.recommender import Recommender, counts, flat, numbers, one_of, settings, sound
+from models.recommender import Recommender, counts, flat, given, numbers, one_of, over_rows, settings, sound
 
 By = Literal["user", "item"]
 
@@ -69,7 +69,7 @@ def autorec(
     (5, 4)
     """
     config = dict(locals())
-    counts("autorec", hidden=hidden, epochs=epochs, **({} if batch is None else {"batch": batch}))
+    counts("autorec", hidden=hidden, epochs=epochs, **given(batch=batch))
     numbers("autorec", 0, open_end=True, learning_rate=learning_rate)
     numbers("autorec", 0, l2=l2)
     one_of("autorec", "by", by, ("user", "item"))
@@ -81,9 +81,7 @@ def autorec(
 
     def trainer(users, items, fakes, events=0):
         rows = users + fakes if by == "user" else items
-        chunks = bilevel.minibatches(rows, batch) if batch is not None and rows > batch else None
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=chunks)
+        return over_rows(objective, optax.adam(learning_rate), epochs, rows, batch)
 
     return Recommender(
         name="autorec",

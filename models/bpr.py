@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-import bilevel
 from models import pairs, wrmf
-from models.recommender import Recommender, counts, numbers, settings, xavier
+from models.recommender import Recommender, counts, given, numbers, settings, xavier
 
 
 def bpr(
@@ -57,23 +56,10 @@ def bpr(
     (5, 4)
     """
     config = dict(locals())
-    counts(
-        "bpr",
-        factors=factors,
-        epochs=epochs,
-        negatives=negatives,
-        **({} if batch is None else {"batch": batch}),
-    )
-    numbers(
-        "bpr", 0, open_end=True, learning_rate=learning_rate, **({} if scale is None else {"scale": scale})
-    )
+    counts("bpr", factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
+    numbers("bpr", 0, open_end=True, learning_rate=learning_rate, **given(scale=scale))
     numbers("bpr", 0, l2=l2)
     objective = partial(loss, l2=l2, negatives=negatives)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "bpr")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=chunks)
 
     return Recommender(
         name="bpr",
@@ -83,7 +69,7 @@ def bpr(
         loss=objective,
         embed=pairs.embed,
         score=wrmf.score,
-        trainer=trainer,
+        trainer=pairs.trainer("bpr", objective, optax.adam(learning_rate), epochs, batch),
     )
 
 

@@ -19,9 +19,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int
 
-import bilevel
 from models import bpr, pairs
-from models.recommender import Recommender, counts, numbers, settings
+from models.recommender import Recommender, counts, given, numbers, settings
 
 
 def cml(
@@ -65,24 +64,13 @@ def cml(
     (5, 4)
     """
     config = dict(locals())
-    counts(
-        "cml",
-        factors=factors,
-        epochs=epochs,
-        negatives=negatives,
-        **({} if batch is None else {"batch": batch}),
-    )
+    counts("cml", factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
     numbers("cml", 0, open_end=True, learning_rate=learning_rate, margin=margin, scale=scale)
     numbers("cml", 0, l2=l2)
     objective = partial(loss, margin=margin, l2=l2, negatives=negatives, rank_weight=rank_weight)
     optimizer = optax.adam(learning_rate)
     if unit_ball:
         optimizer = optax.chain(optimizer, into_unit_ball())
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "cml")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optimizer, steps, batches=chunks)
 
     return Recommender(
         name="cml",
@@ -92,7 +80,7 @@ def cml(
         loss=objective,
         embed=pairs.embed,
         score=score,
-        trainer=trainer,
+        trainer=pairs.trainer("cml", objective, optimizer, epochs, batch),
     )
 
 

@@ -26,7 +26,6 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-import bilevel
 from models import cells, wrmf
 from models.cells import Form
 from models.data.interactions import Interactions
@@ -36,8 +35,10 @@ from models.recommender import (
     clicks_only,
     counts,
     flat,
+    given,
     numbers,
     one_of,
+    over_rows,
     settings,
     sound,
 )
@@ -107,9 +108,7 @@ def itemae(
     objective = partial(loss, act=act, weight=weight, l2=l2)
 
     def trainer(users, items, fakes, events=0):
-        batches = bilevel.minibatches(items, batch) if batch is not None and items > batch else None
-        steps = epochs * (batches.per_epoch if batches else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=batches)
+        return over_rows(objective, optax.adam(learning_rate), epochs, items, batch)
 
     return Recommender(
         name="itemae",
@@ -130,7 +129,7 @@ def _check(*, hidden, activation, learning_rate, weight, l2, epochs, batch, form
         raise ValueError(
             "itemae: hidden=(); expected at least one hidden layer, for instance (256, 128, 256)"
         )
-    counts("itemae", epochs=epochs, **({} if batch is None else {"batch": batch}))
+    counts("itemae", epochs=epochs, **given(batch=batch))
     counts("itemae", **{f"hidden[{k}]": width for k, width in enumerate(hidden)})
     numbers("itemae", 0, open_end=True, learning_rate=learning_rate)
     numbers("itemae", 1, weight=weight)

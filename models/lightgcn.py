@@ -19,12 +19,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-import bilevel
 from models import bpr, cells, graph, pairs, wrmf
 from models.cells import Form
 from models.data.interactions import Interactions
 from models.graph import Edges
-from models.recommender import Recommender, counts, numbers, one_of, settings
+from models.recommender import Recommender, counts, given, numbers, one_of, settings
 
 Penalty = Literal["squared", "norm"]
 
@@ -75,19 +74,14 @@ def lightgcn(
     {'user': (3, 64), 'item': (5, 64), 'fake': (1, 64)}
     """
     config = dict(locals())
-    positive = {} if batch is None else {"batch": batch}
-    counts("lightgcn", factors=factors, layers=layers, epochs=epochs, negatives=negatives, **positive)
-    starts = {} if scale is None else {"scale": scale}
-    numbers("lightgcn", 0, open_end=True, learning_rate=learning_rate, **starts)
+    counts(
+        "lightgcn", factors=factors, layers=layers, epochs=epochs, negatives=negatives, **given(batch=batch)
+    )
+    numbers("lightgcn", 0, open_end=True, learning_rate=learning_rate, **given(scale=scale))
     numbers("lightgcn", 0, l2=l2)
     one_of("lightgcn", "penalty", penalty, ("squared", "norm"))
     one_of("lightgcn", "form", form, cells.FORMS)
     objective = partial(loss, layers=layers, l2=l2, penalty=penalty, negatives=negatives)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "lightgcn")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=chunks)
 
     return Recommender(
         name="lightgcn",
@@ -97,7 +91,7 @@ def lightgcn(
         loss=objective,
         embed=partial(embed, layers=layers),
         score=wrmf.score,
-        trainer=trainer,
+        trainer=pairs.trainer("lightgcn", objective, optax.adam(learning_rate), epochs, batch),
     )
 
 

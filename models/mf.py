@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int
 
-import bilevel
 from models import lightgcn, pairs, wrmf
 from models.data.interactions import Interactions
-from models.recommender import Recommender, counts, numbers, ratings_only, settings, sound
+from models.recommender import Recommender, counts, given, numbers, ratings_only, settings, sound
 
 
 class Data(NamedTuple):
@@ -66,16 +65,11 @@ def mf(
     8.0
     """
     config = dict(locals())
-    counts("mf", factors=factors, epochs=epochs, **({} if batch is None else {"batch": batch}))
+    counts("mf", factors=factors, epochs=epochs, **given(batch=batch))
     numbers("mf", 0, open_end=True, learning_rate=learning_rate, highest=highest)
     numbers("mf", 0, l2=l2)
     objective = partial(loss, l2=l2)
     adagrad = optax.adagrad(learning_rate, initial_accumulator_value=0.1, eps=1e-10)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "mf")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, adagrad, steps, batches=chunks)
 
     return Recommender(
         name="mf",
@@ -85,7 +79,7 @@ def mf(
         loss=objective,
         embed=pairs.embed,
         score=wrmf.score,
-        trainer=trainer,
+        trainer=pairs.trainer("mf", objective, adagrad, epochs, batch),
     )
 
 

@@ -26,7 +26,17 @@ import bilevel
 from models import cells, sparse, wrmf
 from models.cells import Cells
 from models.data.interactions import Interactions
-from models.recommender import Recommender, clicks_only, counts, flat, numbers, settings, sound
+from models.recommender import (
+    Recommender,
+    clicks_only,
+    counts,
+    flat,
+    given,
+    numbers,
+    over_rows,
+    settings,
+    sound,
+)
 
 
 class Data(NamedTuple):
@@ -99,9 +109,7 @@ def multvae(
     (4, 4)
     """
     config = dict(locals())
-    counts(
-        "multvae", hidden=hidden, latent=latent, epochs=epochs, **({} if batch is None else {"batch": batch})
-    )
+    counts("multvae", hidden=hidden, latent=latent, epochs=epochs, **given(batch=batch))
     numbers("multvae", 0, open_end=True, learning_rate=learning_rate, beta_step=beta_step)
     numbers("multvae", 0, l2=l2, beta=beta, dropout=dropout)
     if dropout >= 1:
@@ -110,10 +118,7 @@ def multvae(
     objective = partial(loss, l2=l2, normalize=normalize, **constants)
 
     def trainer(users, items, fakes, events=0):
-        rows = users + fakes
-        chunks = bilevel.minibatches(rows, batch) if batch is not None and rows > batch else None
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=chunks)
+        return over_rows(objective, optax.adam(learning_rate), epochs, users + fakes, batch)
 
     return Recommender(
         name="multvae",

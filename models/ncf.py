@@ -23,9 +23,8 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-import bilevel
 from models import pairs
-from models.recommender import Recommender, counts, flat, numbers, settings
+from models.recommender import Recommender, counts, flat, given, numbers, settings
 
 CELLS = 1 << 23
 """Hidden values of the tower held at once when every item is scored: 32 MiB in float32."""
@@ -144,25 +143,15 @@ def gmf(
 
 def _ncf(name: str, config: Mapping[str, Any], tower: int, hidden: tuple[int, ...]) -> Recommender:
     factors, epochs, batch, negatives = (config[k] for k in ("factors", "epochs", "batch", "negatives"))
-    counts(
-        name,
-        factors=factors,
-        epochs=epochs,
-        negatives=negatives,
-        **({} if batch is None else {"batch": batch}),
-    )
+    counts(name, factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
     numbers(name, 0, open_end=True, learning_rate=config["learning_rate"], scale=config["scale"])
     numbers(name, 0, l2=config["l2"])
+    optimizer = optax.adam(config["learning_rate"])
     objective = partial(loss, l2=config["l2"], negatives=negatives, summed=config["summed_penalty"])
 
     def init(key, users, items, fakes):
         shape = (factors, tower, hidden, config["scale"])
         return flat(Network(users, items, fakes, *shape, rngs=nnx.Rngs(params=key)))
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, name)
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(config["learning_rate"]), steps, batches=chunks)
 
     return Recommender(
         name=name,
@@ -172,7 +161,7 @@ def _ncf(name: str, config: Mapping[str, Any], tower: int, hidden: tuple[int, ..
         loss=objective,
         embed=pairs.embed,
         score=score,
-        trainer=trainer,
+        trainer=pairs.trainer(name, objective, optimizer, epochs, batch),
     )
 
 

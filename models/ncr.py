@@ -23,12 +23,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-import bilevel
 from models import pairs
 from models.data import sample
 from models.data.interactions import Interactions
 from models.data.sample import Lists
-from models.recommender import Recommender, clicks_only, counts, flat, numbers, settings, sound
+from models.recommender import Recommender, clicks_only, counts, flat, given, numbers, settings, sound
 
 SCALE = 10.0  # of the cosine, in training and in scores
 CELLS = 1 << 22
@@ -115,24 +114,17 @@ def ncr(
     (8, 4)
     """
     config = dict(locals())
-    counts(
-        "ncr",
-        factors=factors,
-        epochs=epochs,
-        max_history=max_history,
-        **({} if batch is None else {"batch": batch}),
-    )
+    counts("ncr", factors=factors, epochs=epochs, max_history=max_history, **given(batch=batch))
     numbers("ncr", 0, open_end=True, learning_rate=learning_rate, clip=clip)
     numbers("ncr", 0, l2=l2, logic=logic)
     objective = partial(loss, l2=l2, logic=logic, max_history=max_history)
     optimizer = optax.chain(optax.clip(clip), optax.adam(learning_rate))
+    descend = pairs.trainer("ncr", objective, optimizer, epochs, batch)
 
     def trainer(users, items, fakes, events=0):
         if fakes:
             raise ValueError("ncr: fake rows have no order; inject hard profiles into the training data")
-        chunks = pairs.batches(events, batch, "ncr")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optimizer, steps, batches=chunks)
+        return descend(users, items, fakes, events)
 
     return Recommender(
         name="ncr",

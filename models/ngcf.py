@@ -22,10 +22,9 @@ import optax
 from flax import nnx
 from jaxtyping import Array, Float
 
-import bilevel
 from models import bpr, cells, graph, lightgcn, pairs, wrmf
 from models.cells import Form
-from models.recommender import Recommender, counts, flat, numbers, one_of, settings
+from models.recommender import Recommender, counts, flat, given, numbers, one_of, settings
 
 SLOPE = 0.2  # of LeakyReLU below 0
 
@@ -87,13 +86,7 @@ def ngcf(
     config = dict(locals())
     if not layers:
         raise ValueError("ngcf: layers=(); expected at least one, for instance (64, 64, 64)")
-    counts(
-        "ngcf",
-        factors=factors,
-        epochs=epochs,
-        negatives=negatives,
-        **({} if batch is None else {"batch": batch}),
-    )
+    counts("ngcf", factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
     counts("ngcf", **{f"layers[{k}]": width for k, width in enumerate(layers)})
     numbers("ngcf", 0, open_end=True, learning_rate=learning_rate)
     numbers("ngcf", 0, l2=l2, dropout=dropout)
@@ -101,11 +94,6 @@ def ngcf(
         raise ValueError(f"ngcf: dropout={dropout!r}; expected a share in [0, 1)")
     one_of("ngcf", "form", form, cells.FORMS)
     objective = partial(loss, l2=l2, dropout=dropout, negatives=negatives)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "ngcf")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, optax.adam(learning_rate), steps, batches=chunks)
 
     return Recommender(
         name="ngcf",
@@ -117,7 +105,7 @@ def ngcf(
         loss=objective,
         embed=embed,
         score=wrmf.score,
-        trainer=trainer,
+        trainer=pairs.trainer("ngcf", objective, optax.adam(learning_rate), epochs, batch),
     )
 
 

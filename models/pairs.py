@@ -8,17 +8,19 @@ loss of a pair is a differentiable function of the relaxed one through its weigh
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float, Int
 
 import bilevel
 from models.data import sample
 from models.data.interactions import Interactions
 from models.data.sample import Lists
-from models.recommender import clicks_only, sound
+from models.recommender import clicks_only, in_epochs, sound
 
 TRIES = 16  # draws until an item is one that a fake user did not click
 
@@ -59,6 +61,24 @@ def batches(events: int, batch: int | None, name: str) -> bilevel.Minibatches | 
             "argument, model.trainer(users, items, fakes, train.capacity)"
         )
     return bilevel.minibatches(events, min(batch, events))
+
+
+def trainer(
+    name: str,
+    objective: Callable[..., Float[Array, ""]],
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batch: int | None,
+) -> Callable[..., bilevel.Inner]:
+    """A `Recommender`'s trainer: every event slot once an epoch, in batches of `batch`.
+
+    >>> objective = lambda params, x, data, ctx: jnp.sum(params**2)
+    >>> trainer("bpr", objective, optax.sgd(0.1), epochs=3, batch=4)(5, 6, 0, 10)  # 3 batches of 10 events
+    gradient_descent(steps=9)
+    """
+    return lambda users, items, fakes, events=0: in_epochs(
+        objective, optimizer, epochs, batches(events, batch, name)
+    )
 
 
 def draw(data: Data, x: Float[Array, "F I"], ctx: Any, negatives: int) -> Pairs:

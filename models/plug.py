@@ -27,9 +27,8 @@ from flax import linen, nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-import bilevel
 from models import pairs
-from models.recommender import Params, Recommender, counts, flat, numbers, one_of
+from models.recommender import Params, Recommender, counts, flat, given, numbers, one_of
 
 Objective = Literal["bpr", "cross-entropy"]
 
@@ -91,18 +90,13 @@ def plug(
         "negatives": negatives,
     }
     config |= {"learning_rate": learning_rate} if optimizer is None else {"optimizer": optimizer}
-    counts(called, epochs=epochs, negatives=negatives, **({} if batch is None else {"batch": batch}))
+    counts(called, epochs=epochs, negatives=negatives, **given(batch=batch))
     numbers(called, 0, open_end=True, learning_rate=learning_rate)
     numbers(called, 0, l2=l2)
     one_of(called, "objective", objective, get_args(Objective))
     of_nnx = inspect.isclass(make) and issubclass(make, nnx.Module)
     module = _Nnx(make) if of_nnx or "rngs" in inspect.signature(make).parameters else _Linen(make)
     judged = partial(loss, module=module, objective=objective, l2=l2, negatives=negatives)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, called)
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(judged, optimizer or optax.adam(learning_rate), steps, batches=chunks)
 
     return Recommender(
         name=called,
@@ -112,7 +106,7 @@ def plug(
         loss=judged,
         embed=embed,
         score=partial(score, module=module),
-        trainer=trainer,
+        trainer=pairs.trainer(called, judged, optimizer or optax.adam(learning_rate), epochs, batch),
     )
 
 

@@ -19,10 +19,9 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-import bilevel
 from models import bpr, mf, pairs, wrmf
 from models.data.interactions import Interactions
-from models.recommender import Recommender, counts, numbers, settings
+from models.recommender import Recommender, counts, given, numbers, settings
 
 
 def pmf(
@@ -62,25 +61,13 @@ def pmf(
     (3, 4)
     """
     config = dict(locals())
-    counts(
-        "pmf",
-        factors=factors,
-        epochs=epochs,
-        negatives=negatives,
-        **({} if batch is None else {"batch": batch}),
-    )
+    counts("pmf", factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
     numbers("pmf", 0, open_end=True, learning_rate=learning_rate, scale=scale)
     numbers("pmf", 0, l2=l2, momentum=momentum)
     if momentum >= 1:
         raise ValueError(f"pmf: momentum={momentum!r}; expected a number in [0, 1)")
+    optimizer = optax.sgd(learning_rate, momentum=momentum)
     objective = partial(loss, l2=l2, negatives=negatives)
-
-    def trainer(users, items, fakes, events=0):
-        chunks = pairs.batches(events, batch, "pmf")
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(
-            objective, optax.sgd(learning_rate, momentum=momentum), steps, batches=chunks
-        )
 
     return Recommender(
         name="pmf",
@@ -90,7 +77,7 @@ def pmf(
         loss=objective,
         embed=pairs.embed,
         score=wrmf.score,
-        trainer=trainer,
+        trainer=pairs.trainer("pmf", objective, optimizer, epochs, batch),
     )
 
 

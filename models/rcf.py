@@ -31,14 +31,13 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-import bilevel
 from models import pairs, relational, sparse
 from models.data import sample, slots
 from models.data.interactions import Interactions
 from models.data.relations import Relations
 from models.data.sample import Lists
 from models.data.slots import Index
-from models.recommender import Recommender, counts, flat, numbers, one_of, settings, xavier
+from models.recommender import Recommender, counts, flat, given, numbers, one_of, settings, xavier
 from models.relational import Catalog
 
 Divisor = Literal["batch", "data"]
@@ -147,8 +146,7 @@ def rcf(
     hidden = tuple(hidden)
     config = dict(locals())
     sizes = {f"hidden[{k}]": width for k, width in enumerate(hidden)}
-    chosen = {"max_history": max_history, "batch": batch}
-    sizes |= {name: value for name, value in chosen.items() if value is not None}
+    sizes |= given(max_history=max_history, batch=batch)
     counts("rcf", factors=factors, attention=attention, epochs=epochs, negatives=negatives, **sizes)
     numbers("rcf", 0, open_end=True, learning_rate=learning_rate, scale=scale)
     numbers("rcf", 0, relation_weight=relation_weight, smoothing=smoothing)
@@ -160,6 +158,8 @@ def rcf(
             f"rcf: relations={relations!r}; expected models.data.relations.Relations with values"
         )
     objective = partial(loss, negatives=negatives, relation_weight=relation_weight, divide_by=divide_by)
+    adagrad = optax.adagrad(learning_rate, initial_accumulator_value=1e-8, eps=0.0)
+    descend = pairs.trainer("rcf", objective, adagrad, epochs, batch)
 
     def init(key, users, items, fakes):
         _check(relations, items, fakes)
@@ -167,10 +167,7 @@ def rcf(
 
     def trainer(users, items, fakes, events=0):
         _check(relations, items, fakes)
-        chunks = pairs.batches(events, batch, "rcf")
-        adagrad = optax.adagrad(learning_rate, initial_accumulator_value=1e-8, eps=0.0)
-        steps = epochs * (chunks.per_epoch if chunks else 1)
-        return bilevel.gradient_descent(objective, adagrad, steps, batches=chunks)
+        return descend(users, items, fakes, events)
 
     return Recommender(
         name="rcf",

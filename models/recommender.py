@@ -30,11 +30,12 @@ from types import MappingProxyType
 from typing import Any
 
 import jax.numpy as jnp
+import optax
 from flax import nnx
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
-from bilevel import Inner, fixed_point
+from bilevel import Inner, Minibatches, fixed_point, gradient_descent, minibatches
 from models.data.interactions import Interactions
 
 Params = Any
@@ -166,6 +167,15 @@ def numbers(name: str, low: float, *, open_end: bool = False, **values: Any) -> 
             raise ValueError(f"{name}: {argument}={value!r}; expected {expected}")
 
 
+def given(**values: Any) -> dict[str, Any]:
+    """The arguments that are not None, to check those that may be left out.
+
+    >>> given(batch=None, scale=0.1)
+    {'scale': 0.1}
+    """
+    return {argument: value for argument, value in values.items() if value is not None}
+
+
 def one_of(name: str, argument: str, value: Any, allowed: Collection[str]) -> None:
     """Raise unless `value` is one of the names in `allowed`."""
     if value not in allowed:
@@ -187,6 +197,36 @@ def settings(
         hint = f"did you mean {near[0]!r}? " if near else ""
         raise ValueError(f"{name} has no preset {chosen!r}; {hint}It has: {', '.join(presets)}")
     return {**presets[chosen], **changes}
+
+
+def in_epochs(
+    objective: Callable[..., Float[Array, ""]],
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    batches: Minibatches | None,
+    **options: Any,
+) -> Inner:
+    """Gradient descent for whole passes over the batches (None: one step is a pass), with options of the engine's."""
+    steps = epochs * (batches.per_epoch if batches else 1)
+    return gradient_descent(objective, optimizer, steps, batches=batches, **options)
+
+
+def over_rows(
+    objective: Callable[..., Float[Array, ""]],
+    optimizer: optax.GradientTransformation,
+    epochs: int,
+    rows: int,
+    batch: int | None,
+    **options: Any,
+) -> Inner:
+    """`in_epochs` over batches of rows; a table with no more rows than one batch, or None, is seen whole in every step.
+
+    >>> objective = lambda params, x, data, ctx: jnp.sum(params**2)
+    >>> over_rows(objective, optax.sgd(0.1), epochs=4, rows=5, batch=2)  # 3 batches
+    gradient_descent(steps=12)
+    """
+    batches = minibatches(rows, batch) if batch is not None and rows > batch else None
+    return in_epochs(objective, optimizer, epochs, batches, **options)
 
 
 def xavier(inputs: int, outputs: int) -> float:

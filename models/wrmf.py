@@ -32,8 +32,10 @@ from models.recommender import (
     clicks_only,
     counts,
     flat,
+    given,
     numbers,
     one_of,
+    over_rows,
     settings,
     sound,
 )
@@ -101,14 +103,11 @@ def wrmf(
         return flat(Factors(users, items, fakes, factors, scale, rngs=nnx.Rngs(params=key)))
 
     def trainer(users, items, fakes, events=0):
-        rows = users + fakes
-        batches = bilevel.minibatches(rows, batch) if batch is not None and rows > batch else None
-        steps = epochs * (batches.per_epoch if batches else 1)
         structure = bilevel.Structure(
             product=partial(product, **constants), blocks=partial(blocks, **constants)
         )
         adam = optax.adam(learning_rate)
-        return bilevel.gradient_descent(objective, adam, steps, batches=batches, structure=structure)
+        return over_rows(objective, adam, epochs, users + fakes, batch, structure=structure)
 
     return Recommender(
         name="wrmf",
@@ -123,7 +122,7 @@ def wrmf(
 
 
 def _check(*, factors, learning_rate, weight, l2, epochs, batch, scale, form) -> None:
-    counts("wrmf", factors=factors, epochs=epochs, **({} if batch is None else {"batch": batch}))
+    counts("wrmf", factors=factors, epochs=epochs, **given(batch=batch))
     numbers("wrmf", 0, open_end=True, learning_rate=learning_rate, scale=scale)
     numbers("wrmf", 1, weight=weight)
     numbers("wrmf", 0, l2=l2)
