@@ -30,9 +30,10 @@ class Campaign(NamedTuple):
         data: a data set; None: the paper's toy data, drawn from the seed.
         attack: how profiles are made.
         victims: recommenders by the name they were given.
-        targets: item ids of the data set's own naming, a popularity stratum, or the name of a published set.
+        targets: item ids of the data set's own naming, a popularity stratum, the name of a published set, or "none" for
+            an attack on availability.
         count: how many targets are drawn from a stratum; None: 5.
-        split: "revadv" or "rapu"; None: "revadv".
+        split: see `experiments.pipeline.make_case`; None: "revadv".
         k: list length of every metric.
         seeds: one repetition each.
     """
@@ -78,6 +79,8 @@ def case_of(campaign: Campaign, seed: int) -> Case:
 
 def _targets(campaign: Campaign, case: Case, seed: int):
     assert campaign.data is not None
+    if campaign.targets == "none":
+        return np.zeros(0, np.int32)
     names = [part.strip() for part in campaign.targets.split(",")]
     where = {str(name): number for number, name in enumerate(campaign.data.item_ids.tolist())}
     drawn = len(names) == 1 and names[0] not in where and names[0] not in PUBLISHED

@@ -38,32 +38,65 @@ def recommender(text: str) -> Recommender:
     ...
     ValueError: 'wrmf' has no argument 'epoch'; did you mean 'epochs'? ...
     """
-    head, *changes = text.split(",")
+    head, *changes = pieces(text)
     name, _, preset = head.partition(":")
     factory = registry.factory(name)
     given = dict(_assignment(change, name, factory) for change in changes)
     return registry.make(name, preset or None, **given)
 
 
-def attack(name: str, **arguments: Any) -> Attack:
-    """An attack by name, with the arguments that are not None.
+def attack(text: str, **arguments: Any) -> Attack:
+    """An attack from `name[,argument=value...]`, and arguments of which those that are None are left out.
 
     Raises:
-        ValueError: unknown name, an argument the attack has no use for, or one it needs and did not get.
+        ValueError: unknown name, an argument the attack has no use for or that is given twice, or one it needs and
+            did not get; a value that is not a Python literal.
 
-    >>> attack("random", fakes=3, budget=2, tau=None)
-    random(fakes=3, budget=2, target_mode='all', track='implicit')
+    >>> attack("random,target_mode=split", fakes=3, budget=2, tau=None)
+    random(fakes=3, budget=2, target_mode='split', track='implicit')
     """
+    name, *changes = pieces(text)
     factory = ATTACKS[nearest("attack", name, ATTACKS)]
     given = {argument: value for argument, value in arguments.items() if value is not None}
     known = inspect.signature(factory).parameters
     for argument in given:
         if argument not in known:
             raise ValueError(f"attack {name!r} has no use for {argument!r}; it has: {', '.join(known)}")
+    for argument, value in (_assignment(change, name, factory) for change in changes):
+        if argument in given:
+            raise ValueError(f"attack {name!r}: {argument!r} is given twice")
+        given[argument] = value
     needed = [p.name for p in known.values() if p.default is p.empty and p.name not in given]
     if needed:
         raise ValueError(f"attack {name!r} needs {', '.join(needed)}")
     return factory(**given)
+
+
+def has(text: str, argument: str) -> bool:
+    """Whether the factory of an attack takes an argument.
+
+    >>> has("random", "track"), has("revadv", "track")
+    (True, False)
+    """
+    factory = ATTACKS[nearest("attack", pieces(text)[0], ATTACKS)]
+    return argument in inspect.signature(factory).parameters
+
+
+def pieces(text: str) -> list[str]:
+    """A text cut at its commas, but not inside brackets or quotes.
+
+    >>> pieces("random,ratings=(1, 5, 1),track=explicit")
+    ['random', 'ratings=(1, 5, 1)', 'track=explicit']
+    """
+    found, depth, quote = [""], 0, ""
+    for letter in text:
+        quote = "" if letter == quote else (quote or (letter if letter in "'\"" else ""))
+        depth += 0 if quote else (letter in "([{") - (letter in ")]}")
+        if letter == "," and not depth and not quote:
+            found.append("")
+        else:
+            found[-1] += letter
+    return found
 
 
 def _assignment(text: str, owner: str, factory: Callable[..., Any]) -> tuple[str, Any]:

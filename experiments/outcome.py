@@ -61,7 +61,7 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
 
 def draw(records: list[Record], plan: Campaign, out: Path) -> Path:
     """The attack's history where it has one, and every victim before and after."""
-    learned = bool(records[0].result["history"])
+    learned = "target_hr" in records[0].result["history"]
     made, axes = report.figure(1, 2 if learned else 1)
     if learned:
         report.curves(

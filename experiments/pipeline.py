@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from models.data import Interactions, Profiles, random_events, revadv_split, toy
+from models.data import Interactions, Profiles, holdout_one, inject, random_events, revadv_split, toy
 from models.evaluation import evaluate
 from models.recommender import Recommender
 from models.train import Fitted, fit
@@ -66,11 +66,11 @@ def make_case(
     """A repetition on real data.
 
     Args:
-        data: all interactions, track "implicit".
+        data: all interactions, of any track.
         seed: decides the split and everything drawn later.
-        targets: ids of the items to promote.
+        targets: ids of the items to promote or demote.
         split: "revadv": 20% of each user's events held out; "rapu": 80/10/10 over all events (the 10% for
-          validation are not used).
+          validation are not used); "last": the last event of each user tests (sequences); "one": a random one.
 
     Raises:
         ValueError: unknown split.
@@ -80,8 +80,11 @@ def make_case(
         parts = revadv_split(data, jax.random.fold_in(key, 0))
     elif split == "rapu":
         parts = random_events(data, jax.random.fold_in(key, 0))
+    elif split in ("last", "one"):
+        order = "last" if split == "last" else "random"
+        parts = holdout_one(data, jax.random.fold_in(key, 0), order=order)
     else:
-        raise ValueError(f"split={split!r}; expected 'revadv' or 'rapu'")
+        raise ValueError(f"split={split!r}; expected 'revadv', 'rapu', 'last' or 'one'")
     return Case(parts.train, parts.test, jnp.asarray(targets), None, key)
 
 
@@ -100,15 +103,23 @@ def judge(
         target `hr_any` and `hr_mean`, test `recall`, `ndcg` and `hr_test`, all at k; `seconds` of training.
     """
     began = time.perf_counter()
-    rows = None if profiles is None else jnp.asarray(profiles.to_rows(), jnp.float32)
-    fitted = jax.block_until_ready(fit(victim, case.train, case.keys["victim"], fakes_rows=rows))
+    train, rows = case.train, None
+    if profiles is not None and train.track == "sequence":  # order counts, and rows have none
+        train = inject(train, profiles)
+    elif profiles is not None:
+        rows = jnp.asarray(profiles.to_rows(), jnp.float32)
+    fitted = jax.block_until_ready(fit(victim, train, case.keys["victim"], fakes_rows=rows))
     seconds = time.perf_counter() - began
     scores = jax.tree_util.Partial(
         Fitted.scores, fitted
     )  # one compilation for all trained parameters of this model
-    found = evaluate(scores, case.train, test=case.test, targets=case.targets, k=k)
+    targets = case.targets if np.size(case.targets) else None  # an attack on availability has none
+    found = evaluate(scores, case.train, test=case.test, targets=targets, k=k)
     names = ("hr_any", "hr_mean", "hr_worst", "recall", "ndcg", "hr_test")
-    return {name: float(np.asarray(getattr(found, name))) for name in names} | {"seconds": seconds}
+    value = lambda name: (
+        float("nan") if getattr(found, name) is None else float(np.asarray(getattr(found, name)))
+    )
+    return {name: value(name) for name in names} | {"seconds": seconds}
 
 
 def profile_facts(profiles: Profiles, train: Interactions) -> dict[str, float]:
@@ -118,7 +129,7 @@ def profile_facts(profiles: Profiles, train: Interactions) -> dict[str, float]:
         `clicks`: mean clicks per fake user; `popularity`: mean training clicks of the items clicked (targets
         included); `similarity`: mean cosine between two fake users (NaN for fewer than two).
     """
-    rows = np.asarray(profiles.to_rows(), dtype=float)
+    rows = (np.asarray(profiles.to_rows()) > 0).astype(float)  # a rating counts as a click here
     popularity = np.asarray(train.popularity())
     unit = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
     count = len(rows)

@@ -13,6 +13,10 @@
         --user-column uid --item-column movie --rating-column stars \\
         --attack top-popular --fakes 20 --budget 30
 
+    # ratings, and a victim that learns from ratings
+    python scripts/run_attack.py --data ml-100k --track explicit --split one --targets ml-100k/rapu \\
+        --attack average --fakes 0.03 --budget 105 --victim mf:apt-ml-100k
+
 Everything goes into --out: profiles (one .npz a seed, with the facts needed to judge them again), a JSON
 record a seed, table.md and figure.png. The same command continues a run that was killed. Data sets known by
 name are read from BILEVEL_DATA or downloaded.
@@ -45,16 +49,21 @@ class Options:
     """column separator, if it is not to be detected"""
     positive_from: float | None = None
     """ratings of at least this are clicks; default: every rating is one"""
-    split: Literal["revadv", "rapu"] | None = None
-    """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events"""
+    track: Literal["implicit", "explicit", "sequence"] = "implicit"
+    """what is read from the data and written by the attack: clicks, ratings, or clicks in their order"""
+    split: Literal["revadv", "rapu", "last", "one"] | None = None
+    """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events; last: the last
+    event of each user; one: a random one"""
     targets: str | None = None
-    """item ids as in the file (12,40), a stratum (head, upper_torso, lower_torso, tail, ...), or a published
-    set such as ml-100k/rapu; default head"""
+    """item ids as in the file (12,40), a stratum (head, upper_torso, lower_torso, tail, ...), a published set such as
+    ml-100k/rapu, or none (an attack on availability); default head"""
     target_count: int | None = None
     """targets drawn from a stratum, default 5"""
 
     attack: str = "revadv"
-    """revadv, random or top-popular"""
+    """name[,argument=value...], such as revadv, random,target_mode=split or tna; an unknown name prints them all"""
+    goal: Literal["promote", "demote", "availability"] | None = None
+    """what for, default promote; an attack that cannot serve it says so"""
     preset: str | None = None
     """settings of the RevAdv paper: toy, toy-itemae, wrmf-sgd, wrmf-als, itemae, itemae-pd; other options
     change them"""
@@ -71,6 +80,8 @@ class Options:
     """fake users: a number, or a fraction of the real users below 1"""
     budget: int | None = None
     """non-target items a fake user may click"""
+    clicks: int | None = None
+    """length of a click sequence, targets and repeats included; for --track sequence, in place of --budget"""
     projection: Literal["threshold", "topk"] | None = None
     """how relaxed rows become clicks"""
     threshold: float | None = None
@@ -127,6 +138,8 @@ ATTACK = (
     "tau",
     "memory",
     "budget",
+    "clicks",
+    "goal",
     "projection",
     "threshold",
     "steps",
@@ -142,7 +155,7 @@ def campaign_of(options: Options) -> Any:
     from experiments.campaign import Campaign, check
 
     data = read(options)
-    attack = attack_of(options)
+    attack = attack_of(options, data)
     seeds = 1 if options.seeds is None else options.seeds
     if seeds < 1:
         raise ValueError(f"--seeds {seeds}: expected at least 1")
@@ -161,24 +174,25 @@ def campaign_of(options: Options) -> Any:
     return plan
 
 
-def attack_of(options: Options) -> Any:
+def attack_of(options: Options, data: Any) -> Any:
     """The attack, with the options it was given and no other."""
     import attacks
     from experiments import names
 
     given = {name: getattr(options, name) for name in (*ATTACK, "click_targets")}
     given |= {"fakes": _fakes(options.fakes)}
+    if options.track != "implicit" and names.has(options.attack, "track"):
+        given["track"] = options.track
+    if options.track == "explicit" and names.has(options.attack, "ratings"):
+        given["ratings"] = ratings_of(data)
+    if names.has(options.attack, "k"):
+        given["k"] = options.k
     models = [names.recommender(text) for text in options.surrogate]
     surrogate: Any = models[0] if len(models) == 1 else models or None
-    if options.attack != "revadv":
-        if options.preset is not None:
-            raise ValueError(
-                f"--preset {options.preset} is RevAdv's; --attack {options.attack} has no presets"
-            )
-        return names.attack(options.attack, surrogate=surrogate, **given)
-    given |= {"k": options.k}
     if options.preset is None:
-        return names.attack("revadv", surrogate=surrogate, **given)
+        return names.attack(options.attack, surrogate=surrogate, **given)
+    if options.attack != "revadv":
+        raise ValueError(f"--preset {options.preset} is RevAdv's; --attack {options.attack} has no presets")
     if len(models) > 1:
         raise ValueError(f"--preset {options.preset} has one surrogate; leave the preset out for an ensemble")
     changes = {name: value for name, value in given.items() if value is not None}
@@ -195,13 +209,34 @@ def read(options: Options) -> Any:
         "rating": options.rating_column,
     }
     columns |= {"sep": options.separator, "threshold": options.positive_from}
+    if options.track == "sequence":
+        columns["track"] = "sequence"
     given = {name: value for name, value in columns.items() if value is not None}
     if options.data == "toy":
         if given:
             raise ValueError(f"--data toy is drawn from the seed and has no use for {', '.join(given)}")
+        if options.track != "implicit":
+            raise ValueError(f"--data toy has clicks only, not --track {options.track}")
         return None
     found = load(options.data, **given)
-    return found.binarize("all") if found.interactions.track == "explicit" else found
+    if options.track == "implicit" and found.interactions.track == "explicit":
+        return found.binarize("all")
+    if found.interactions.track != options.track:
+        raise ValueError(
+            f"--track {options.track}: {options.data} has {found.interactions.track} data only; "
+            + ("give a file with ratings" if options.track == "explicit" else "leave --track out")
+        )
+    return found
+
+
+def ratings_of(data: Any) -> tuple[float, float, float]:
+    """The grid of the ratings in the data: lowest, highest, and the smallest step between two."""
+    import numpy as np
+
+    events = data.interactions
+    levels = np.unique(np.asarray(events.weight)[events.real()])
+    step = float(np.diff(levels).min()) if len(levels) > 1 else float(levels[0])
+    return float(levels[0]), float(levels[-1]), step
 
 
 def again(path: Path, options: Options, say) -> None:

@@ -22,6 +22,7 @@ from models.wrmf import wrmf
 
 USERS, ITEMS, FAKES = 12, 9, 3
 TARGETS = jnp.array([2, 7])
+PROMOTE = attacks.make_objective("promote")
 SMALL: dict[str, Any] = {"factors": 3, "learning_rate": 0.1, "epochs": 6, "scale": 0.5, "form": "dense"}
 
 
@@ -48,7 +49,7 @@ def by_sgd(model, rate, steps):
 def gradient(model, estimator, rows, train, key, **options):
     @jax.jit
     def run(rows, train, key, options):
-        return hypergradient(model, estimator, attacks.promotion, rows, train, TARGETS, key, **options)
+        return hypergradient(model, estimator, PROMOTE, rows, train, TARGETS, key, **options)
 
     return run(rows, train, key, options)
 
@@ -57,7 +58,7 @@ def response(models, weights, rows, train, key):
     @jax.jit
     def run(rows, train, key):
         partial = make_estimator("partial")
-        return respond(models, weights, partial, attacks.promotion, rows, train, TARGETS, key, k=3)
+        return respond(models, weights, partial, PROMOTE, rows, train, TARGETS, key, k=3)
 
     return run(rows, train, key)
 

@@ -51,5 +51,5 @@ def test_profile_facts(case):
 
 
 def test_unknown_split(case):
-    with pytest.raises(ValueError, match="expected 'revadv' or 'rapu'"):
+    with pytest.raises(ValueError, match="'last' or 'one'"):
         make_case(case.train, 0, jnp.array([1]), "leave-one-out")
