@@ -7,6 +7,7 @@ check_layout("models", models.__file__)  # a models.py beside a notebook would s
 
 from attacks.attack import Attack
 from attacks.checks import check
+from attacks.covisitation import covisitation
 from attacks.driver import Run, run
 from attacks.heuristic import random, top_popular
 from attacks.objective import make_objective, promotion
@@ -20,6 +21,7 @@ __all__ = [
     "Run",
     "ThreatModel",
     "check",
+    "covisitation",
     "make_objective",
     "promotion",
     "random",
