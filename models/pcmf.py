@@ -7,7 +7,8 @@ Bampis, Rusu, Hajj, Bovik, *Robust matrix factorization for collaborative filter
             20 times  U <- U * |q|^eta sign(q),   q = 2 A U / (U (U' A U) + A U (U' U)),   A = Y_filled Y_filled'
     prediction: U U' Y + biases
 
-`A` is never formed: `A U = Y_filled (Y_filled' U)`.
+Neither `A` nor `Y_filled` is formed: what is filled in has the rank of U, so `Y_filled = U (U' Y) + R` with `R` the
+part of `Y - U U' Y` on known cells, and `A U = Y_filled (Y_filled' U)` is made of thin and sparse products.
 """
 
 from __future__ import annotations
@@ -20,27 +21,37 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 import bilevel
+from models import sparse
 from models.data.interactions import Interactions
 from models.recommender import Recommender, counts, numbers, ratings_only, sound
+from models.sparse import Observed
 
 
 class Data(NamedTuple):
-    """Ratings, 0 where missing, where they are, the mask of fake cells, 1 or NaN, and whether to center."""
+    """The rated cells, their E ratings in that order, the mask of fake cells, 1 or NaN, and whether to center."""
 
-    rating: Float[Array, "U I"]
-    known: Bool[Array, "U I"]
+    cells: Observed
+    rating: Float[Array, " E"]
     observed: Bool[Array, "F I"] | None
     sound: Float[Array, ""]
     center: Float[Array, ""]
 
 
-class Centered(NamedTuple):
-    """The rows of real and fake users with mean and biases taken off, where they are known, and what was taken off."""
+class Ratings(NamedTuple):
+    """Numbers at the known cells of `[real users; fake users]`: at the E rated ones, and (F, I) with 0 elsewhere."""
 
-    rating: Float[Array, "U+F I"]
-    known: Bool[Array, "U+F I"]
+    cells: Observed
+    real: Float[Array, " E"]
+    fake: Float[Array, "F I"]
+
+
+class Centered(NamedTuple):
+    """Ratings with mean and biases taken off, which fake cells are known, and what was taken off."""
+
+    ratings: Ratings
+    known: Bool[Array, "F I"]
     item: Float[Array, " I"]
-    user: Float[Array, " U+F"]
+    user: Float[Array, " U"]
 
 
 def pcmf(
@@ -61,9 +72,10 @@ def pcmf(
     Reference: Bampis et al., Asilomar 2017; compared with in APT (SIGIR 2021), section 5.
 
     **Differs from the paper:** nothing known; APT prints U with one column a rated item, its code has r. Entries of U
-    change sign where A U is negative, as in the code. Y is dense: users x items numbers in memory. Fake rows
-    hold ratings as they are given, 0 where there is none. The signed root has no derivative where its argument crosses
-    0: this is a victim, not a surrogate.
+    change sign where A U is negative, as in the code. Work and memory follow the ratings, and the cells of fake rows,
+    which hold ratings as they are given, 0 where there is none. The signed root has no derivative where its argument
+    crosses 0: this is a victim, not a surrogate. Hundreds of updates multiply a change of the last digit until the
+    parameters have nothing in common.
 
     >>> pcmf(rank=2).init(jax.random.key(0), 3, 5, 1)["user"].shape
     (3, 2)
@@ -98,57 +110,88 @@ def pcmf(
 
 
 def prepare(train: Interactions, *, center: bool) -> Data:
-    """The dense matrix of ratings; works under `jit` and `vmap`."""
+    """The ratings by user; works under `jit` and `vmap`."""
     train = ratings_only("pcmf", train)
-    rating = train.dense()
-    return Data(rating, rating > 0, None, sound(train), jnp.asarray(center, rating.dtype))
+    layout = sparse.observed(train.user, train.item, train.mask, train.users, train.items)
+    rating = jnp.where(train.mask, train.weight, 0)  # one event a cell in row order: slot k is event k
+    rating = jnp.pad(rating, (0, layout.row.shape[0] - rating.shape[0]))
+    return Data(layout, rating, None, sound(train), jnp.asarray(center, rating.dtype))
 
 
 def stacked(x: Float[Array, "F I"], data: Data) -> Centered:
     """Real and fake rows, less the mean of all ratings, then the items' and then the users' mean residual."""
+    cells, users, items = data.cells, data.cells.row_start.shape[0] - 1, x.shape[1]
     rated = x > 0 if data.observed is None else data.observed
-    Y = jnp.concatenate([data.rating, jnp.where(rated, x, 0)])
-    known = jnp.concatenate([data.known, rated])
-    over = lambda values, axis: (
-        jnp.sum(jnp.where(known, values, 0), axis) / jnp.maximum(jnp.sum(known, axis), 1)
+    inside = jnp.arange(cells.row.shape[0]) < cells.row_start[-1]
+    per_item = jnp.diff(cells.col_start) + jnp.sum(rated, 0)
+    per_user, per_fake = jnp.diff(cells.row_start), jnp.sum(rated, 1)
+    by_item = lambda real: sparse.spread_back(real, jnp.ones((users, 1), real.dtype), cells)[:, 0]
+    by_user = lambda real: sparse.spread(real, jnp.ones((items, 1), real.dtype), cells)[:, 0]
+    less = lambda real, of_real, fake, of_fake: (
+        jnp.where(inside, real - of_real, 0),
+        jnp.where(rated, fake - of_fake, 0),
     )
-    level = data.center * over(Y, None)
-    item = data.center * over(Y - level, 0)
-    user = data.center * over(Y - level - item, 1)
-    centered = jnp.where(known, Y - level - item - user[:, None], 0)
-    return Centered(centered, known, level + item, user)
+    real, fake = less(data.rating, 0, x, 0)
+    level = data.center * (jnp.sum(real) + jnp.sum(fake)) / jnp.maximum(jnp.sum(per_item), 1)
+    real, fake = less(real, level, fake, level)
+    item = data.center * (by_item(real) + jnp.sum(fake, 0)) / jnp.maximum(per_item, 1)
+    real, fake = less(real, item[cells.col], fake, item)
+    user = data.center * by_user(real) / jnp.maximum(per_user, 1)
+    own = data.center * jnp.sum(fake, 1) / jnp.maximum(per_fake, 1)
+    real, fake = less(real, user[cells.row], fake, own[:, None])
+    return Centered(Ratings(cells, real, fake), rated, level + item, user)
+
+
+def forth(Y: Ratings, B: Float[Array, "I r"]) -> Float[Array, "U+F r"]:
+    """`Y B`."""
+    return jnp.concatenate([sparse.spread(Y.real, B, Y.cells), Y.fake @ B])
+
+
+def back(Y: Ratings, U: Float[Array, "U+F r"]) -> Float[Array, "I r"]:
+    """`Y' U`."""
+    users = Y.cells.row_start.shape[0] - 1
+    return sparse.spread_back(Y.real, U[:users], Y.cells) + Y.fake.T @ U[users:]
+
+
+def missed(made: Centered, U: Float[Array, "U+F r"], B: Float[Array, "I r"]) -> Ratings:
+    """`R = Y - U B'` on the known cells."""
+    Y, users = made.ratings, made.user.shape[0]
+    real = Y.real - sparse.sampled(U[:users], B, Y.cells)
+    return Ratings(Y.cells, real, jnp.where(made.known, Y.fake - U[users:] @ B.T, 0))
 
 
 def refill(
     params: Any, x: Float[Array, "F I"], data: Data, ctx: Any, *, updates: int, exponent: float
 ) -> Any:
     """One round: fill the missing cells, then the multiplicative updates."""
-    U, (Y, known, _, _) = _both(params), stacked(x, data)
-    full = jnp.where(known, Y, U @ (U.T @ Y))
+    old, made = _both(params), stacked(x, data)
+    B = back(made.ratings, old)
+    R = missed(made, old, B)
 
     def update(U, _):
-        image = full @ (full.T @ U)
+        turned = B @ (old.T @ U) + back(R, U)  # Y_filled' U
+        image = old @ (B.T @ turned) + forth(R, turned)
         below = U @ (U.T @ image) + image @ (U.T @ U)
         q = 2 * image / jnp.where(jnp.abs(below) > 1e-12, below, 1e-12)
         return U * jnp.sign(q) * jnp.maximum(jnp.abs(q), 1e-30) ** exponent, None
 
-    U, _ = jax.lax.scan(update, U, None, length=updates)
+    U, _ = jax.lax.scan(update, old, None, length=updates)
     users = params["user"].shape[0]
     return {"user": data.sound * U[:users], "fake": U[users:]}
 
 
 def residual(params: Any, x: Float[Array, "F I"], data: Data) -> Float[Array, ""]:
     """What is left of the known ratings: `sum over known cells of (Y - U U' Y)^2`."""
-    U, (Y, known, _, _) = _both(params), stacked(x, data)
-    return data.sound * jnp.sum(jnp.where(known, Y - U @ (U.T @ Y), 0) ** 2)
+    U, made = _both(params), stacked(x, data)
+    R = missed(made, U, back(made.ratings, U))
+    return data.sound * (jnp.vdot(R.real, R.real) + jnp.vdot(R.fake, R.fake))
 
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data) -> Any:
     """`U`, `Y' U` and the biases."""
     made = stacked(x, data)
-    users = params["user"].shape[0]
-    product = made.rating.T @ _both(params)
-    return {"user": params["user"], "item": product, "item_bias": made.item, "user_bias": made.user[:users]}
+    product = back(made.ratings, _both(params))
+    return {"user": params["user"], "item": product, "item_bias": made.item, "user_bias": made.user}
 
 
 def _both(params: Any) -> Float[Array, "U+F r"]:
