@@ -28,6 +28,8 @@ import bilevel
 from models.data.interactions import Interactions
 from models.recommender import Recommender, counts, numbers, one_of, settings, sound
 
+BLOCK = 256  # users whose sessions are read together when everybody is scored
+
 Loss = Literal["top1", "bpr", "cross-entropy", "top1-max", "bpr-max"]
 
 
@@ -284,14 +286,28 @@ def loss(
 
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data) -> Any:
-    """The state of every user after its whole session, and the output layer; work follows the longest session."""
-    users = data.start.shape[0] - 1
+    """The state of every user after its whole session, and the output layer.
+
+    Users are read in blocks of about equal sessions, so the items read are at most the events and `BLOCK` times the
+    longest session.
+    """
     length = jnp.diff(data.start)
+    users, last = length.shape[0], data.item.shape[0] - 1
+    size = min(BLOCK, users)
+    order = jnp.argsort(-length)
+    split = lambda of_user: jnp.pad(of_user[order], (0, -users % size)).reshape(-1, size)
 
-    def read(t, h):
-        slot = jnp.minimum(data.start[:-1] + t, data.item.shape[0] - 1)
-        return jnp.where((t < length)[:, None], cell(params, h, data.item[slot]), h)
+    def read(block):
+        first, length = block
 
-    start = jnp.zeros((users, params["state"].shape[0]), params["out"].dtype)
-    state = lax.fori_loop(0, jnp.max(length, initial=0), read, start)
+        def item(t, h):
+            return jnp.where(
+                (t < length)[:, None], cell(params, h, data.item[jnp.minimum(first + t, last)]), h
+            )
+
+        start = jnp.zeros((size, params["state"].shape[0]), params["out"].dtype)
+        return lax.fori_loop(0, jnp.max(length), item, start)
+
+    sorted_ = lax.map(read, (split(data.start[:-1]), split(length)))
+    state = sorted_.reshape(-1, sorted_.shape[2])[jnp.argsort(order)]
     return {"state": data.sound * state, "out": params["out"], "bias": params["out_bias"]}

@@ -89,14 +89,49 @@ def test_a_target_is_no_negative_of_itself(x64, train):
             assert own[lane][LANES:][others[LANES:] != int(place.target[lane])].all()
 
 
-def test_the_state_after_a_session_is_the_cell_applied_item_by_item(x64, visits, train):
+@pytest.fixture
+def one_by_one(visits):
+    """Parameters, and the states they lead to item by item."""
     params = gru4rec.init(jax.random.key(2), 6, 8, 0, hidden=4)
-    state = gru4rec.embed(params, None, gru4rec.prepare(train, alpha=0.75))["state"]
-    for user, items in enumerate(visits):
+    step = jax.jit(gru4rec.cell)
+
+    def after(items):
         h = jnp.zeros((1, 4))
         for item in items:
-            h = gru4rec.cell(params, h, jnp.array([item]))
-        np.testing.assert_allclose(state[user], h[0], rtol=1e-10, atol=1e-12)
+            h = step(params, h, jnp.array([item]))
+        return h[0]
+
+    return params, jnp.stack([after(items) for items in visits])
+
+
+@pytest.mark.parametrize("block", [2, 4, 256])
+def test_the_state_after_a_session_is_the_cell_applied_item_by_item(
+    x64, train, one_by_one, monkeypatch, block
+):
+    """With users in one block, in several and with a part of the last one empty; the order of users is kept."""
+    monkeypatch.setattr(gru4rec, "BLOCK", block)
+    params, expected = one_by_one
+    embed = jax.jit(lambda train: gru4rec.embed(params, None, gru4rec.prepare(train, alpha=0.75))["state"])
+    np.testing.assert_allclose(embed(train), expected, rtol=1e-10, atol=1e-12)
+    copies = jax.tree.map(lambda leaf: jnp.stack([leaf, leaf]), train)
+    if block == 4:
+        np.testing.assert_allclose(jax.vmap(embed)(copies)[1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_scores_read_about_as_many_items_as_there_are_events(train, monkeypatch):
+    read, cell = [], gru4rec.cell
+
+    def counted(params, h, item):
+        jax.debug.callback(lambda: read.append(item.shape[0]))
+        return cell(params, h, item)
+
+    monkeypatch.setattr(gru4rec, "cell", counted)
+    monkeypatch.setattr(gru4rec, "BLOCK", 2)
+    params = gru4rec.init(jax.random.key(2), 6, 8, 0, hidden=4)
+    jax.block_until_ready(gru4rec.embed(params, None, gru4rec.prepare(train, alpha=0.75)))
+    jax.effects_barrier()
+    assert sum(read) == 2 * (7 + 4 + 2)  # sessions of 7 and 5, 4 and 3, 2 and 1
+    assert sum(read) <= sum(LENGTHS) + 2 * max(LENGTHS) < len(LENGTHS) * max(LENGTHS)
 
 
 def test_losses_by_hand(x64, rng):
