@@ -33,6 +33,7 @@ from models.evaluation.statistics import (
     paired_t,
     summarize,
 )
+from models.evaluation.stealth import mean_jaccard, neighbor_purity, plane, popularity_distance
 
 __all__ = [
     "evaluate",
@@ -70,4 +71,8 @@ __all__ = [
     "paired_t",
     "PairedTest",
     "holm",
+    "popularity_distance",
+    "mean_jaccard",
+    "neighbor_purity",
+    "plane",
 ]
