@@ -6,13 +6,16 @@ from bilevel.layout import check_layout
 check_layout("models", models.__file__)  # a models.py beside a notebook would shadow ours: better named here
 
 from attacks.attack import Attack
+from attacks.bandwagon import bandwagon, hcars_bandwagon, popular
 from attacks.checks import check
 from attacks.covisitation import covisitation
 from attacks.driver import Run, run
-from attacks.heuristic import random, top_popular
+from attacks.heuristic import average, middle, random, top_popular
+from attacks.neighbors import power_item, segment
 from attacks.objective import make_objective, promotion
 from attacks.presets import revadv_preset
 from attacks.revadv import revadv
+from attacks.srwa import srwa
 from attacks.threat import Ratings, ThreatModel
 
 __all__ = [
@@ -20,13 +23,21 @@ __all__ = [
     "Ratings",
     "Run",
     "ThreatModel",
+    "average",
+    "bandwagon",
     "check",
     "covisitation",
+    "hcars_bandwagon",
     "make_objective",
+    "middle",
+    "popular",
+    "power_item",
     "promotion",
     "random",
     "revadv",
     "revadv_preset",
     "run",
+    "srwa",
+    "segment",
     "top_popular",
 ]

@@ -20,7 +20,14 @@ from models.registry import nearest
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "random": attacks.random,
+    "average": attacks.average,
+    "popular": attacks.popular,
+    "bandwagon": attacks.bandwagon,
+    "hcars-bandwagon": attacks.hcars_bandwagon,
     "top-popular": attacks.top_popular,
+    "middle": attacks.middle,
+    "power-item": attacks.power_item,
+    "segment": attacks.segment,
     "revadv": attacks.revadv,
 }
 

@@ -1,4 +1,4 @@
-"""Random and TopPopular: what they click, exactly."""
+"""Heuristic attacks without ratings or order: what they click, exactly; what all of them refuse."""
 
 import jax
 import jax.numpy as jnp
@@ -69,16 +69,104 @@ def test_padding_is_not_popularity(train, key):
     )
 
 
-@pytest.mark.parametrize("make", [attacks.random, attacks.top_popular])
+# ------------------------------------------------------------------------------------------------ refusals
+
+GRID = (1, 5, 1)
+ROWS = [
+    attacks.random,
+    attacks.top_popular,
+    attacks.popular,
+    attacks.bandwagon,
+    attacks.hcars_bandwagon,
+    attacks.power_item,
+    attacks.segment,
+]
+
+
+@pytest.mark.parametrize("make", ROWS)
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        ({"fakes": 1, "budget": 2, "track": "explicit"}, "'explicit'.*clicks only"),
-        ({"fakes": 1, "budget": 2, "track": "sequence"}, "'sequence'.*clicks only"),
-        ({"fakes": 1, "budget": None}, "budget is None"),
-        ({"fakes": 1, "budget": 2, "target_mode": "each"}, "target_mode is 'each'"),
+        ({"budget": None}, "budget is None.*needs budget"),
+        ({"budget": -1}, "budget is -1"),
+        ({"target_mode": "each"}, "target_mode is 'each'"),
+        ({"track": "stars"}, "track is 'stars'"),
+        ({"track": "explicit"}, r"needs ratings=\(low, high, step\)"),
+        ({"ratings": GRID}, "'implicit' track has no ratings"),
+        ({"clicks": 20}, "'implicit' track"),
+        ({"track": "sequence"}, "clicks is None on the 'sequence' track"),
+        ({"track": "sequence", "clicks": 20}, "clicks and budget are given"),
+        ({"goal": "demote"}, r"'demote' on the 'implicit' track.*track='explicit'.*attacks\.revadv"),
+        (
+            {"goal": "demote", "track": "sequence", "clicks": 20, "budget": None},
+            r"'demote' on the 'sequence' track",
+        ),
+        (
+            {"goal": "availability", "track": "sequence", "clicks": 20, "budget": None},
+            r"'availability'.*attacks\.random",
+        ),
     ],
 )
 def test_refusals(make, arguments, match):
     with pytest.raises(ValueError, match=match):
-        make(**arguments)
+        make(**{"fakes": 1, "budget": 2} | arguments)
+
+
+@pytest.mark.parametrize("make", ROWS[1:])
+@pytest.mark.parametrize("more", [{}, {"track": "explicit", "ratings": GRID}])
+def test_attacks_built_around_targets_refuse_availability(make, more):
+    with pytest.raises(ValueError, match=r"goal is 'availability'.*attacks\.random.*attacks\.average"):
+        make(fakes=1, budget=2, goal="availability", **more)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "match"),
+    [
+        (attacks.average, {"track": "implicit", "budget": 2}, r"'implicit'.*attacks\.random"),
+        (attacks.average, {"track": "sequence", "clicks": 5}, r"'sequence'.*attacks\.random"),
+        (attacks.middle, {"track": "implicit", "budget": 2}, r"'implicit'.*order of clicks"),
+        (attacks.middle, {"track": "explicit", "budget": 2, "ratings": GRID}, "'explicit'.*order of clicks"),
+        (attacks.middle, {}, "clicks is None"),
+        (attacks.middle, {"clicks": 5, "budget": 3}, "clicks and budget"),
+        (attacks.middle, {"clicks": 5, "top": 0}, r"top is 0; expected a share in \(0, 1\]"),
+        (attacks.popular, {"budget": 2, "share": 1.5}, r"share is 1.5; expected a share in \[0, 1\]"),
+        (attacks.popular, {"track": "sequence", "clicks": 5, "share": 0.1}, "share is 0.1, but every item"),
+        (attacks.hcars_bandwagon, {"budget": 2, "top": 2}, "top is 2"),
+        (attacks.bandwagon, {"budget": 2, "selected": -1}, "selected is -1; expected >= 0"),
+        (attacks.segment, {"budget": 2, "selected": -1}, "selected is -1"),
+        (attacks.power_item, {"budget": 2, "neighbors": 0}, "neighbors is 0; expected >= 1"),
+        (attacks.power_item, {"budget": 2, "common": 0}, "common is 0; expected >= 1"),
+        (attacks.top_popular, {"budget": 2, "rated": "max"}, "rated is 'max'.*no ratings"),
+        (
+            attacks.top_popular,
+            {"budget": 2, "track": "explicit", "ratings": GRID, "rated": "min"},
+            "expected 'max' or 'item'",
+        ),
+        (
+            attacks.random,
+            {"budget": 2, "goal": "availability", "target_mode": "split"},
+            "'split'.*no targets",
+        ),
+    ],
+)
+def test_refusals_of_one_attack(make, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        make(fakes=1, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("make", "arguments", "match"),
+    [
+        (attacks.power_item, {"neighbors": 2.0}, "neighbors is 2.0; expected an integer"),
+        (attacks.hcars_bandwagon, {"top": "all"}, "top is 'all'; expected a share"),
+    ],
+)
+def test_wrong_kinds_are_refused(make, arguments, match):
+    with pytest.raises(TypeError, match=match):
+        make(fakes=1, budget=2, **arguments)
+
+
+def test_a_sequence_needs_an_item_that_is_no_target(key):
+    train = Interactions.from_arrays([0, 0], [0, 1], track="sequence")
+    with pytest.raises(ValueError, match="all 2 items are targets"):
+        attacks.random(fakes=1, track="sequence", clicks=4)(key, train, jnp.array([0, 1]))

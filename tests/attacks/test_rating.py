@@ -59,9 +59,9 @@ def test_equal_ratings_have_no_spread_though_their_mean_is_rounded():
 
 
 def test_no_rating_at_all_gives_no_nan(key):
-    found = item_statistics(explicit(np.zeros((USERS, ITEMS))))
+    found = statistics(explicit(np.zeros((USERS, ITEMS))))
     assert all(np.isfinite(leaf).all() for leaf in found)
-    np.testing.assert_array_equal(draw_ratings(key, found, 2, GRID), 1.0)
+    np.testing.assert_array_equal(jax.jit(lambda key: draw_ratings(key, found, 2, GRID))(key), 1.0)
 
 
 def test_clicks_have_no_ratings_to_average():
@@ -82,7 +82,9 @@ def law(mean, deviation, grid):
 def test_draws_follow_the_rounded_and_clipped_normal_of_each_item(key, rule):
     found = statistics(explicit(drawn(1)))
     fakes = 4000
-    rows = np.asarray(draw_ratings(key, found, fakes, GRID, rule=rule))
+    rows = np.asarray(
+        jax.jit(lambda key, found: draw_ratings(key, found, fakes, GRID, rule=rule))(key, found)
+    )
     assert np.isin(rows, [1, 2, 3, 4, 5]).all()
     for i in range(ITEMS):
         mean, deviation = (
