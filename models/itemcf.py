@@ -4,6 +4,9 @@ As a victim of Tang, Wen, Wang, RecSys 2020 (RevAdv), after Sarwar, Karypis, Kon
 
     s_ij = |N_i and N_j| / |N_i or N_j|,  N_i the users who clicked i,  s_ii = 0;  the `neighbors` largest of each i
     score of j for u = sum of s_ij over the items i that u clicked
+
+|N_i and N_j| is counted user by user: one with d clicks adds 1 to d^2 cells or, where d^2 is a good part of all cells,
+joins a product of dense rows.
 """
 
 from __future__ import annotations
@@ -23,6 +26,10 @@ from models.recommender import Recommender, clicks_only, counts, sound, untraine
 
 CELLS = 1 << 23
 """Similarities held at once: 32 MiB in float32."""
+HEAVY = 16
+"""A user who clicked more than one in so many items is multiplied, not counted: where both cost about the same."""
+TILE, TILES = 32, 512  # clicks of a user that are counted together, and how many such stretches at a time
+ROWS = 256  # users multiplied at a time
 
 
 class Data(NamedTuple):
@@ -30,6 +37,18 @@ class Data(NamedTuple):
 
     cells: Cells
     sound: Float[Array, ""]
+
+
+class Clicks(NamedTuple):
+    """What is counted: the clicks, heavy users first and how many there are, and the stretches before each event.
+
+    A light user with d clicks has ceil(d / TILE) stretches at each of its events, which are in the order of the items.
+    """
+
+    cells: sparse.Observed
+    users: Int[Array, " U"]
+    heavy: Int[Array, ""]
+    stretches: Int[Array, " E+1"]
 
 
 class Alike(NamedTuple):
@@ -71,30 +90,70 @@ def prepare(train: Interactions) -> Data:
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data, *, neighbors: int) -> Alike:
     """The nearest items of each item, a block of items at a time: memory does not follow the square of the items."""
-    users, items = data.cells.shape
+    observed, items = data.cells.observed, data.cells.shape[1]
+    assert observed is not None
     fakes = (lax.stop_gradient(x) > 0).astype(data.sound.dtype)
-    columns = cells.turned(data.cells)
-    popular = cells.gather(jnp.ones((users, 1), data.sound.dtype), columns)[:, 0] + jnp.sum(fakes, 0)
+    clicks = sorted_by_weight(observed)
+    popular = jnp.diff(observed.col_start).astype(fakes.dtype) + jnp.sum(fakes, 0)
     keep = min(neighbors, items)
+    size = max(1, min(items, CELLS // items))
 
-    def nearest(block):
-        chosen = jnp.zeros((items, block.shape[0]), fakes.dtype).at[block, jnp.arange(block.shape[0])].set(1)
-        who = cells.gather(chosen, data.cells)
-        both = cells.gather(who, columns).T + fakes.T[block] @ fakes
+    def nearest(first):
+        block = jnp.minimum(first + jnp.arange(size), items - 1)
+        both = together(clicks, first, size).astype(fakes.dtype) + fakes.T[block] @ fakes
         either = popular[block][:, None] + popular - both
         alike = jnp.where(either > 0, both / jnp.where(either > 0, either, 1), 0)
-        alike = alike.at[jnp.arange(block.shape[0]), block].set(0)
+        alike = alike.at[jnp.arange(size), block].set(0)
         return lax.top_k(alike, keep)
 
-    size = max(1, min(items, CELLS // max(users, items)))
-    blocks = jnp.minimum(jnp.arange(-(-items // size) * size, dtype=jnp.int32), items - 1).reshape(-1, size)
-    value, item = (part.reshape(-1, keep)[:items] for part in lax.map(nearest, blocks))
+    firsts = jnp.arange(0, items, size, dtype=jnp.int32)
+    value, item = (part.reshape(-1, keep)[:items] for part in lax.map(nearest, firsts))
     row = jnp.repeat(jnp.arange(items, dtype=jnp.int32), keep)
     col, value = item.ravel().astype(jnp.int32), value.ravel()
     pairs = sparse.observed(row, col, jnp.ones(row.shape, bool), items, items)
     strength = value[jnp.lexsort((col, row))]  # in the order of the pairs: by row, then column
     strength = jnp.pad(strength, (0, pairs.row.shape[0] - strength.shape[0]))
     return Alike(pairs, data.sound * strength, data.cells)
+
+
+def sorted_by_weight(cells: sparse.Observed) -> Clicks:
+    """Who is multiplied, and the stretches of the others."""
+    degree, items = jnp.diff(cells.row_start), cells.col_start.shape[0] - 1
+    heavy = degree * HEAVY > items
+    real = jnp.arange(cells.row.shape[0]) < cells.row_start[-1]
+    of_user = jnp.where(heavy, 0, -(-degree // TILE))
+    stretches = jnp.cumsum(jnp.where(real, of_user[cells.row_of_order], 0), dtype=jnp.int32)
+    return Clicks(cells, jnp.argsort(-degree), jnp.sum(heavy), jnp.pad(stretches, (1, 0)))
+
+
+def together(clicks: Clicks, first: Int[Array, ""], size: int) -> Int[Array, "N I"]:
+    """How many users clicked both, for the items `first` to `first + size - 1` and every item; 0 past the last item."""
+    cells, items = clicks.cells, clicks.cells.col_start.shape[0] - 1
+    last = cells.row.shape[0] - 1
+    bounds = jnp.minimum(jnp.array([first, first + size]), items)
+    begin, end = clicks.stretches[cells.col_start[bounds]]
+
+    def count(n, total):
+        place = begin + n * TILES + jnp.arange(TILES)
+        event = jnp.minimum(jnp.searchsorted(clicks.stretches, place, side="right") - 1, last)
+        user, own = cells.row_of_order[event], cells.col[cells.order[event]] - first
+        slot = cells.row_start[user] + (place - clicks.stretches[event]) * TILE
+        slot = slot[:, None] + jnp.arange(TILE)
+        inside = (place < end)[:, None] & (slot < cells.row_start[user + 1][:, None])
+        cell = own[:, None] * items + cells.col[jnp.minimum(slot, last)]
+        return total.at[jnp.where(inside, cell, size * items)].add(1, mode="drop")
+
+    def multiply(n, total):
+        rank = n * ROWS + jnp.arange(ROWS)
+        users = clicks.users[jnp.minimum(rank, clicks.users.shape[0] - 1)]
+        rows = sample.marked(sample.Lists(cells.col, cells.row_start), users, items)
+        rows = (rows & (rank < clicks.heavy)[:, None]).astype(jnp.float32)  # exact: counts are below 2^24
+        own = lax.dynamic_slice_in_dim(jnp.pad(rows, ((0, 0), (0, size))), first, size, axis=1)
+        return total + (own.T @ rows).astype(total.dtype)
+
+    counted = lax.fori_loop(0, -((begin - end) // TILES), count, jnp.zeros(size * items, jnp.int32))
+    chunks = -(-clicks.heavy // ROWS)
+    return lax.fori_loop(0, chunks, multiply, counted.reshape(size, items))
 
 
 def score(alike: Alike, users: Int[Array, " B"]) -> Float[Array, "B I"]:

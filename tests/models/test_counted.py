@@ -114,10 +114,33 @@ def test_itemcf_equals_brute_force(rng, fakes):
     np.testing.assert_allclose(fitted.scores(jnp.arange(9)), X @ S, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("heavy", [0, 2, 100], ids=["all counted", "both ways", "all multiplied"])
+def test_users_who_clicked_both_are_counted_in_stretches_and_multiplied_in_rows(rng, monkeypatch, heavy):
+    """In pieces that are smaller than a user and than the catalog, with users and items without clicks."""
+    for name, value in (("HEAVY", heavy), ("TILE", 2), ("TILES", 3), ("ROWS", 2)):
+        monkeypatch.setattr(itemcf, name, value)
+
+    @jax.jit
+    def ours(train):
+        clicks = itemcf.sorted_by_weight(itemcf.prepare(train).cells.observed)
+        blocks = [itemcf.together(clicks, jnp.asarray(first), 4) for first in (0, 4, 8)]
+        return jnp.concatenate(blocks), clicks.heavy
+
+    for trial in range(30):
+        X = (rng.random((9, 11)) < rng.uniform(0.2, 0.9, (9, 1))).astype(int)
+        X[4], X[:, 7] = trial % 2, 0
+        user, item = np.nonzero(X)
+        train = Interactions.from_arrays(user, item, users=9, items=11).pad(99)
+        found, many = ours(train)
+        np.testing.assert_array_equal(found, np.pad(X.T @ X, ((0, 1), (0, 0))))
+        assert int(many) == np.sum(X.sum(1) * heavy > 11)
+
+
 def test_blocks_of_items_change_nothing(rng, monkeypatch):
     train = Interactions.from_dense((rng.random((9, 11)) < 0.4).astype(float))
     model = itemcf.itemcf(neighbors=4)
     none = jnp.zeros((0, 11))
     whole = model.scores({}, none, model.prepare(train), jnp.array([3, 0, 3]))
     monkeypatch.setattr(itemcf, "CELLS", 44)  # 4 items at a time
+    monkeypatch.setattr(itemcf, "HEAVY", 2)
     np.testing.assert_allclose(model.scores({}, none, model.prepare(train), jnp.array([3, 0, 3])), whole)
