@@ -1,50 +1,28 @@
 """RevAdv: fake users learned by gradient descent through the surrogate's training.
 
 Tang, Wen, Wang, "Revisiting Adversarially Learned Injection Attacks Against Recommender Systems", RecSys 2020.
-`min_Xh L_adv(R_theta*)` subject to `theta* = argmin L_train(X, R) + L_train(Xh, Rh)` (eqs 1-2), by Algorithm 1:
-
-    X0 <- legal rows
-    for t = 0 .. T-1:
-        theta <- the surrogates trained from the same initial parameters on [X; Xt]
-        g     <- d L_adv / d Xt, estimated exactly, truncated, partially, ...       eqs 4, 6-10
-        score Xt by hr_any@K of theta, keep the best
-        velocity <- momentum velocity + g / |g_row|;   Xt+1 <- Proj(Xt - eta velocity)
-    return the best Xt
-
-The projected (binary) rows are what the surrogate trains on, so what is scored is what is returned.
+`min_Xh L_adv(R_theta*)` subject to `theta* = argmin L_train(X, R) + L_train(Xh, Rh)` (eqs 1-2), by Algorithm 1,
+which is in `attacks.outer`: each step trains the surrogates on the current binary rows, scores them, differentiates
+`L_adv` through the training (eqs 4, 6-10), moves the rows and projects them by a threshold or a budget.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import math
-import numbers
 from collections.abc import Sequence
-from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
-from jaxtyping import Array, ArrayLike, Float, Int, Key
+from jaxtyping import ArrayLike, Float
 
 import bilevel
 from attacks.attack import Attack
-from attacks.feasible import Kind, Project, feasible, make_projection
-from attacks.initial import Initial, check_initial, start
-from attacks.objective import Objective, make_objective
-from attacks.surrogate import Differentiate, Estimator, make_estimator, respond
+from attacks.feasible import Kind, make_projection
+from attacks.initial import Initial
+from attacks.objective import make_objective
+from attacks.outer import Outer, check_loop, loss_weights, surrogates
+from attacks.surrogate import Differentiate, Estimator, make_estimator
 from attacks.threat import Goal, ThreatModel
-from bilevel.descend import Descend, DescendState, descend
-from bilevel.project import column_mask
+from bilevel.descend import descend
 from bilevel.unroll import Memory
-from models.data import Interactions, Profiles
 from models.recommender import Recommender
-
-
-class State(NamedTuple):
-    """What is carried from one outer step to the next: the descent, and the key every training starts from."""
-
-    outer: DescendState
-    key: Key[Array, ""]
 
 
 def revadv(
@@ -119,6 +97,9 @@ def revadv(
     Limits on account creation bound `F`; training that a few users cannot sway (adversarial training, trimmed losses)
     bounds the effect; cold targets are hard to promote (Table 2).
 
+    >>> import jax
+    >>> import jax.numpy as jnp
+    >>> from models.data import Interactions
     >>> from models.wrmf import wrmf
     >>> attack = revadv(wrmf(factors=2, epochs=3), fakes=2, budget=2, projection="topk", steps=2, k=3)
     >>> train = Interactions.from_dense((jnp.arange(40).reshape(5, 8) % 3 == 0).astype(float))
@@ -127,119 +108,31 @@ def revadv(
     (Profiles(2 fakes x 8 items, implicit, rows), (2,))
     """
     config = {**locals()}
-    models = _surrogates(surrogate)
-    for name, value in (("steps", steps), ("k", k), ("initial_clicks", initial_clicks)):
-        _check_count(name, value)
-    for name, value in (("click_targets", click_targets), ("normalize_rows", normalize_rows)):
-        if not isinstance(value, bool):
-            raise TypeError(f"{name} is {value!r}; expected True or False")
-    check_initial(initial)
+    check_loop(
+        steps=steps,
+        k=k,
+        initial_clicks=initial_clicks,
+        initial=initial,
+        click_targets=click_targets,
+        normalize_rows=normalize_rows,
+    )
+    models = surrogates(surrogate)
     if click_targets and goal != "promote":
         raise ValueError(
             f"click_targets=True with goal {goal!r}: clicking targets promotes them; leave it out"
         )
-    plan = _Plan(
+    project = make_projection(projection, threshold=threshold, budget=budget, click_targets=click_targets)
+    loop = Outer(
         threat=ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions"),
         models=models,
-        weights=_weights(weights, len(models)),
+        weights=loss_weights(weights, len(models)),
         differentiate=make_estimator(estimator, tau=tau, memory=memory, linear=linear),
         objective=make_objective(goal, block=block),
         descent=descend(learning_rate, momentum=momentum, normalize_rows=normalize_rows),
-        project=make_projection(projection, threshold=threshold, budget=budget, click_targets=click_targets),
+        project=lambda rows, train, targets: project(rows, targets),
         click_targets=click_targets,
         initial=initial,
         initial_clicks=initial_clicks,
         k=k,
     )
-    show = ("target_hr", "loss", "test_hr", "mean_clicks")
-    return Attack("revadv", config, plan.threat, steps, plan.init, plan.step, plan.finish, True, show)
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Plan:
-    """The checked settings, and Algorithm 1 in three functions of them."""
-
-    threat: ThreatModel
-    models: tuple[Recommender, ...]
-    weights: tuple[float, ...]
-    differentiate: Differentiate
-    objective: Objective
-    descent: Descend
-    project: Project
-    click_targets: bool
-    initial: Initial | Float[ArrayLike, "F I"]
-    initial_clicks: int
-    k: int
-
-    def init(self, key, train: Interactions, targets: Int[Array, " T"], rows=None) -> State:
-        """Legal rows, nothing scored yet."""
-        key_rows, key_cut, key_train = jax.random.split(key, 3)
-        fakes = self.threat.count(train.users)
-        rows = start(rows, self.initial, key_rows, train, fakes, clicks=self.initial_clicks)
-        rows = feasible(key_cut, rows, targets, budget=self.threat.budget, click_targets=self.click_targets)
-        return State(self.descent.init(rows), key_train)
-
-    def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
-        """Train on the current rows, score them, move them."""
-        rows = state.outer.x
-        found = respond(
-            self.models,
-            self.weights,
-            self.differentiate,
-            self.objective,
-            rows,
-            train,
-            targets,
-            state.key,  # the same in every step: the same initial parameters and batches
-            k=self.k,
-            test=test,
-        )
-        outer = self.descent.step(
-            state.outer,
-            found.gradient,
-            found.target_hr if self.threat.goal == "promote" else -found.loss,
-            project=lambda x: self.project(x, targets),
-            frozen=column_mask(targets, train.items) if self.click_targets else None,
-        )
-        metrics = {
-            "loss": found.loss,
-            "target_hr": found.target_hr,
-            "test_hr": found.test_hr,
-            "grad_norm": jnp.linalg.norm(found.gradient),
-            "code": found.code,
-            "mean_clicks": jnp.mean(jnp.sum(rows, axis=1)),
-        }
-        return State(outer, state.key), metrics
-
-    def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The best rows that were scored."""
-        budget = self.threat.budget
-        width = None if budget is None else min(budget + targets.size, train.items)
-        rows = state.outer.best_x
-        return Profiles.from_rows(rows, targets, clicks_targets=self.click_targets, width=width)
-
-
-def _surrogates(surrogate: Any) -> tuple[Recommender, ...]:
-    models = tuple(surrogate) if isinstance(surrogate, Sequence) else (surrogate,)
-    if not models:
-        raise ValueError("surrogate is empty; give at least one recommender")
-    for model in models:
-        if not isinstance(model, Recommender):
-            raise TypeError(f"surrogate is {model!r}; expected a Recommender, such as models.wrmf.wrmf()")
-    return models
-
-
-def _weights(weights: Sequence[float] | None, count: int) -> tuple[float, ...]:
-    if weights is None:
-        return (1.0,) * count
-    if len(weights) != count:
-        raise ValueError(f"{len(weights)} weights for {count} surrogates; give one for each")
-    for weight in weights:
-        if not (math.isfinite(weight) and weight > 0):
-            raise ValueError(f"weights has {weight!r}; expected finite numbers > 0")
-    return tuple(map(float, weights))
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < 1:
-        raise ValueError(f"{name} is {value!r}; expected an integer >= 1")
+    return loop.attack("revadv", config, steps)
