@@ -1,13 +1,17 @@
 """Seconds of an epoch and peak memory of every recommender, beside `implicit` and RecBole, and how cost grows.
 
     python benchmarks/training.py --quick                 # ML-100K size and growth to 1e6, without RecBole
-    python benchmarks/training.py --sizes ml-100k ml-1m gowalla --peers
-    python benchmarks/training.py --models wrmf als --sizes gowalla --no-growth
+    python benchmarks/training.py --peers                 # everything; goes on where it was stopped
+    python benchmarks/training.py --models wrmf als --sizes gowalla --no-growth --again
 
-Every measurement runs in a process of its own: peak memory is the process's, compilation is told apart, and the seconds
-are the fastest of the epochs timed. With `BILEVEL_DATA` the sizes are the real data sets; without it clicks of the same
-size are drawn, and the output says which. The peers train on the same events: `implicit` (one process, all cores, as it
-comes), RecBole in its own environment (see models/recbole.py) with the number of threads this machine has.
+Every measurement runs in a process of its own, on one core and one thread, ours and the peers' alike: where the system
+lets a process choose (`taskset` in words of a shell), all are pinned to `--core`. Seconds are then CPU seconds, which a
+busy machine hardly moves; elsewhere they are wall seconds. The output says which. Compilation is told apart, and peak
+memory is the process's. An epoch of more than a few seconds is measured on some of its steps and scaled, on both sides.
+
+With `BILEVEL_DATA` the sizes are the real data sets; without it clicks of the same size are drawn, and the output says
+so. RecBole runs in its own environment (see models/recbole.py). Rows are written as they come; what is there is not
+measured again without `--again`.
 """
 
 from __future__ import annotations
@@ -18,14 +22,17 @@ import json
 import math
 import os
 import platform
+import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import training_report
 import tyro
 
 HERE = Path(__file__).resolve().parent
@@ -36,17 +43,17 @@ SIZES = {
 }
 FOLDERS = {"gowalla": "gowalla-15core"}
 MODELS: dict[str, str] = {
-    "wrmf": "rapu-ml-victim",
+    "wrmf": "revadv-gowalla",
     "als": "revadv-gowalla",
-    "itemae": "revadv-gowalla",
     "bpr": "recbole",
-    "gmf": "rapu-ml",
     "neumf": "recbole",
+    "lightgcn": "recbole",
+    "ngcf": "recbole",
+    "multvae": "original",
+    "itemae": "revadv-gowalla",
+    "gmf": "rapu-ml",
     "cml": "revadv",
     "pmf": "poisonrec",
-    "multvae": "original",
-    "lightgcn": "rapu-victim",
-    "ngcf": "recbole",
     "autorec": "poisonrec",
     "mf": "apt-ml-100k",
     "gru4rec": "poisonrec",
@@ -55,9 +62,12 @@ MODELS: dict[str, str] = {
     "covisitation": "",
 }
 TRACKS = {"mf": "explicit", "gru4rec": "sequence", "covisitation": "sequence"}
-HEAVY = ("ncr", "gru4rec", "cml", "neumf")  # an epoch of these on the larger sets takes minutes
 RECBOLE = {"bpr": "BPR", "neumf": "NeuMF", "lightgcn": "LightGCN", "ngcf": "NGCF", "multvae": "MultiVAE"}
-GROWTH = ("wrmf", "als", "bpr", "lightgcn")
+IMPLICIT = ("als", "als-cg", "bpr")
+GROWTH = {"wrmf": None, "als": None, "bpr": 50, "lightgcn": 4}
+"""Models whose growth is measured, and into how many batches their events are cut: as many whatever the size."""
+ENOUGH = 4.0  # seconds of steps that are timed
+Side = Literal["ours", "implicit", "recbole"]
 
 
 @dataclass
@@ -66,163 +76,198 @@ class Options:
 
     models: list[str] = field(default_factory=lambda: list(MODELS))
     """which recommenders"""
-    sizes: list[Literal["ml-100k", "ml-1m", "gowalla"]] = field(default_factory=lambda: ["ml-100k"])
+    sizes: list[Literal["ml-100k", "ml-1m", "gowalla"]] = field(default_factory=lambda: list(SIZES))
     """which data sizes"""
-    heavy: bool = False
-    """measure the slow ones (ncr, gru4rec, cml, neumf) on the large sizes too"""
     growth: bool = True
     """cost from 1e5 to 1e7 synthetic interactions"""
     peers: bool = False
     """RecBole too; `implicit` is measured wherever it is installed"""
     quick: bool = False
     """ML-100K size, growth to 1e6"""
+    core: int = 0
+    """the core that every measurement is pinned to, where the system can; -1: none"""
+    minutes: float = 4.0
+    """a measurement that takes longer is ended, and said to be"""
+    again: bool = False
+    """measure again what has a row"""
+    report_only: bool = False
+    """measure nothing; table and picture of the rows there are"""
     out: Path = HERE / "results"
     """folder of training.json and training.png"""
 
 
 def main(options: Options) -> None:
-    """Measure, judge, print, write."""
+    """Measure what has no row yet, judge, print, write."""
     from rich.console import Console
 
-    console = Console()
-    sizes = ["ml-100k"] if options.quick else options.sizes
-    results: dict[str, Any] = {
+    console = Console(width=110)
+    path = options.out / ("training-quick.json" if options.quick else "training.json")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    options.out.mkdir(parents=True, exist_ok=True)
+    for task in [] if options.report_only else tasks(options):
+        have = next((row for row in rows if row["task"] == task), None)
+        if have is not None and "error" not in have and not options.again:
+            continue
+        row = {"task": task, **worker(task, options.core, 60 * options.minutes), "load": load()}
+        rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
+        console.print(training_report.line(row))
+        write(path, rows)
+    console.print()
+    for goal in training_report.show(console, rows):
+        console.print(goal)
+    if rows:
+        training_report.figure(rows, path.with_suffix(".png"))
+        console.print(f"rows: {path.name}, picture: {path.with_suffix('.png').name}, in {options.out}")
+
+
+def write(path: Path, rows: list[dict[str, Any]]) -> None:
+    """The rows, the machine, and which goals they meet."""
+    record = {
         "machine": machine(),
-        "quick": options.quick,
-        "epochs": [],
-        "peers": [],
-        "growth": [],
+        "exponents": training_report.exponents(rows),
+        "goals": training_report.goals(rows),
     }
+    part = path.with_suffix(".tmp")
+    part.write_text(json.dumps(record | {"rows": rows}, indent=1) + "\n")
+    part.replace(path)
+
+
+def tasks(options: Options) -> list[dict[str, Any]]:
+    """What is to be measured: what has a peer first, size by size, then growth, then the rest."""
+    sizes = ["ml-100k"] if options.quick else options.sizes
+    first, rest = [], []
     for size in sizes:
         for model in options.models:
-            if model in HEAVY and size != "ml-100k" and not options.heavy:
-                continue
-            note(console, results["epochs"], worker({"model": model, "preset": MODELS[model], "size": size}))
-        for task in peer_tasks(size, options):
-            note(console, results["peers"], worker(task))
-    if options.growth:
-        for model in (m for m in GROWTH if m in options.models):
-            for events in (10**5, 10**6) if options.quick else (10**5, 10**6, 10**7):
-                task = {"model": model, "preset": MODELS[model], "events": events, "factors": 32}
-                note(console, results["growth"], worker(task))
-    results["exponents"] = exponents(results["growth"])
-    results["machine"]["load_after"] = load()
-    show(console, results)
-    options.out.mkdir(parents=True, exist_ok=True)
-    name = "training-quick" if options.quick else "training"
-    (options.out / f"{name}.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
-    figure(results, options.out / f"{name}.png")
-    console.print(f"wrote {name}.json and {name}.png to {options.out}")
+            paired = model in RECBOLE or model in ("als", "wrmf")
+            (first if paired else rest).append({"side": "ours", "model": model, "size": size})
+            if model in RECBOLE and options.peers and not options.quick:
+                first.append({"side": "recbole", "model": model, "size": size})
+        if importlib.util.find_spec("implicit") is not None:
+            first += [
+                {"side": "implicit", "model": m, "size": size}
+                for m in IMPLICIT
+                if m.removesuffix("-cg") in options.models
+            ]
+    counts = (10**5, 10**6) if options.quick else (10**5, 10**6, 10**7)
+    grown_ = [
+        {"side": "ours", "model": m, "events": n} for m in GROWTH if m in options.models for n in counts
+    ]
+    return first + (grown_ if options.growth else []) + rest
 
 
-def peer_tasks(size: str, options: Options) -> list[dict[str, Any]]:
-    """What the peers are asked for at a size."""
-    tasks: list[dict[str, Any]] = []
-    if importlib.util.find_spec("implicit") is not None:
-        tasks += [
-            {"peer": "implicit", "model": m, "size": size} for m in ("als", "bpr") if m in options.models
-        ]
-    if options.peers and not options.quick:
-        names = [m for m in RECBOLE if m in options.models and (size == "ml-100k" or m not in HEAVY)]
-        tasks += [{"peer": "recbole", "model": m, "size": size} for m in names]
-    return tasks
-
-
-def worker(task: dict[str, Any]) -> dict[str, Any]:
+def worker(task: dict[str, Any], core: int, seconds: float) -> dict[str, Any]:
     """Run a measurement in a process of its own."""
-    command = [sys.executable, str(HERE / "training.py"), "--worker", json.dumps(task)]
+    command = [sys.executable, str(HERE / "training.py"), "--worker", json.dumps(task), str(core)]
     env = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=seconds)
+    except subprocess.TimeoutExpired:
+        return {"error": f"not measured: took more than {seconds / 60:g} minutes"}
     if done.returncode:
-        return {
-            **task,
-            "error": done.stderr.strip().splitlines()[-1][:300] if done.stderr.strip() else "killed",
-        }
-    return {**task, **json.loads(done.stdout.strip().splitlines()[-1])}
+        said = done.stderr.strip().splitlines()
+        return {"error": said[-1][:300] if said else "killed"}
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 # ------------------------------------------------------------------------------------------------ in the worker
 
 
-def measure(task: dict[str, Any]) -> dict[str, Any]:
-    """One measurement: compile, time epochs, tell memory."""
-    if task.get("peer") == "implicit":
-        return measure_implicit(task)
-    if task.get("peer") == "recbole":
-        return measure_recbole(task)
+def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
+    """One measurement, on one core where the system lets a process choose."""
+    pinned = core >= 0 and hasattr(os, "sched_setaffinity")
+    if pinned:
+        os.sched_setaffinity(0, {core})  # inherited by what this process starts
+    of = {"ours": measure_ours, "implicit": measure_implicit, "recbole": measure_recbole}[task["side"]]
+    train, source = events_of(task, TRACKS.get(task["model"], "implicit"))
+    clock = time.process_time if pinned else time.perf_counter
+    found = of(task, train, clock)
+    return {"source": source, "events": int(train.count), "clock": "cpu" if pinned else "wall", **found}
+
+
+def measure_ours(task: dict[str, Any], train: Any, clock: Callable[[], float]) -> dict[str, Any]:
+    """Compile, time an epoch or a piece of it, tell memory."""
     import jax
+    import jax.numpy as jnp
 
     from bilevel.devices import peak_rss
     from bilevel.unroll import run_some
-    from models import registry
     from models.train import begin
 
-    train, source = events_of(task, TRACKS.get(task["model"], "implicit"))
     before = peak_rss()
-    changes = {"factors": task["factors"]} if "factors" in task else {}
-    model = registry.make(task["model"], task["preset"] or None, **changes)
+    model = ours(task)
     start = begin(model, train, jax.random.key(0))
     steps = start.inner.steps_per_epoch
-    epoch = jax.jit(
-        lambda state, x, data, key, first: run_some(start.inner, state, x, data, key, first, steps)
+    piece = min(steps, 10)  # compiled once, run until the time is up
+    run = jax.jit(
+        lambda state, x, data, key, first: run_some(start.inner, state, x, data, key, first, piece),
+        donate_argnums=0,  # as in a loop over the whole training
     )
     state = start.inner.init(start.params, start.x, start.data, start.key)
-    clock, first = [], time.perf_counter()
-    for number in range(4):
-        began = time.perf_counter()
-        state = jax.block_until_ready(epoch(state, start.x, start.data, start.key, number * steps))
-        clock.append(time.perf_counter() - began)
-        if time.perf_counter() - first > 120:
-            break
-    read = jax.jit(model.embed)
-    jax.block_until_ready(read(state.params, start.x, start.data))
-    began = time.perf_counter()
-    jax.block_until_ready(read(state.params, start.x, start.data))
+    spent: list[float] = []
+    while not spent or (sum(spent[1:]) < ENOUGH and len(spent) * piece <= max(3 * steps, 3 * piece)):
+        began = clock()
+        state = jax.block_until_ready(
+            run(state, start.x, start.data, start.key, jnp.asarray(len(spent) * piece))
+        )
+        spent.append(clock() - began)
+    each = statistics.median(spent[1:])
     return {
-        "source": source,
-        "events": int(train.count),
-        "seconds": min(clock[1:] or clock),
-        "embed_seconds": time.perf_counter() - began,
-        "compile_seconds": clock[0] - min(clock[1:] or clock),
+        "seconds": each * steps / piece,
+        "compile_seconds": spent[0] - each,
         "steps": steps,
+        "timed_steps": min(steps, piece * (len(spent) - 1)),
         "data_mb": before / 1e6,
         "peak_mb": peak_rss() / 1e6,
     }
 
 
-def measure_implicit(task: dict[str, Any]) -> dict[str, Any]:
-    """`implicit` as it comes: all cores; one iteration is an epoch."""
+def ours(task: dict[str, Any]) -> Any:
+    """The model of a task: a preset, for growth with 32 factors and batches in proportion to the events."""
+    from models import registry
+
+    preset = MODELS[task["model"]] or None
+    if "events" not in task:
+        return registry.make(task["model"], preset)
+    parts = GROWTH[task["model"]]
+    batch = {"batch": max(1, task["events"] // parts)} if parts else {}
+    return registry.make(task["model"], preset, factors=32, **batch)
+
+
+def measure_implicit(task: dict[str, Any], train: Any, clock: Callable[[], float]) -> dict[str, Any]:
+    """`implicit` with our preset's width; one iteration is an epoch."""
     from bilevel.devices import peak_rss
-    from models import external
+    from models import external, registry
 
-    train, source = events_of(task, "implicit")
-    make = {"als": external.implicit_als, "bpr": external.implicit_bpr}[task["model"]]
-    factors = {"als": 128, "bpr": 64}[task["model"]]
-    seconds = {}
-    for iterations in (1, 21):
-        model = make(factors=factors, iterations=iterations, threads=os.cpu_count() or 1)
-        began = time.perf_counter()
+    name, _, cg = task["model"].partition("-")
+    factors = registry.make(name, MODELS[name]).config["factors"]
+    make = {"als": external.implicit_als, "bpr": external.implicit_bpr}[name]
+    solver = {"use_cg": bool(cg)} if name == "als" else {}
+    spent: dict[int, float] = {}
+    many = 5 if task["model"] == "als" else max(10, int(4e7 / int(train.count)))
+    for iterations in (1, 1 + many):
+        model = make(factors=factors, iterations=iterations, threads=1, **solver)
+        began = clock()
         external.fit(model, train, 0)
-        seconds[iterations] = time.perf_counter() - began
-    each = (seconds[21] - seconds[1]) / 20
-    return {"source": source, "events": int(train.count), "seconds": each, "peak_mb": peak_rss() / 1e6}
+        spent[iterations] = clock() - began
+    return {"seconds": (spent[1 + many] - spent[1]) / many, "peak_mb": peak_rss() / 1e6}
 
 
-def measure_recbole(task: dict[str, Any]) -> dict[str, Any]:
-    """RecBole with our preset's sizes; its own seconds an epoch and peak memory."""
+def measure_recbole(task: dict[str, Any], train: Any, clock: Callable[[], float]) -> dict[str, Any]:
+    """RecBole with our preset's sizes; its own seconds an epoch and peak memory while training."""
     from models import recbole
 
-    train, source = events_of(task, "implicit")
     settings = recbole_settings(task["model"])
     _, report = recbole.run_recbole(
-        train, 0, model=RECBOLE[task["model"]], epochs=3, settings=settings, threads=os.cpu_count() or 1
+        train, 0, model=RECBOLE[task["model"]], epochs=2, settings=settings, piece_seconds=ENOUGH
     )
-    clock = report["epoch_seconds"]
+    spent = report["epoch_cpu_seconds" if clock is time.process_time else "epoch_seconds"]
+    share = [done / report["steps"] for done in report["epoch_steps"]]
     return {
-        "source": source,
-        "events": int(train.count),
-        "seconds": min(clock[1:] or clock),
-        "peak_mb": report["peak_rss_mb"],
+        "seconds": min(seconds / part for seconds, part in zip(spent, share)),
+        "steps": report["steps"],
+        "timed_steps": max(report["epoch_steps"]),
+        "peak_mb": report["training_peak_mb"],
         "settings": settings,
     }
 
@@ -232,26 +277,30 @@ def recbole_settings(model: str) -> dict[str, Any]:
     from models import registry
 
     config = registry.make(model, MODELS[model]).config
-    common = {"train_batch_size": config["batch"]}
-    return (
-        common
-        | {
-            "bpr": lambda: {"embedding_size": config["factors"]},
-            "neumf": lambda: {
-                "mf_embedding_size": config["factors"],
-                "mlp_embedding_size": config["tower"],
-                "mlp_hidden_size": list(config["hidden"]),
-                "dropout_prob": 0.0,
-            },
-            "lightgcn": lambda: {"embedding_size": config["factors"], "n_layers": config["layers"]},
-            "ngcf": lambda: {
-                "embedding_size": config["factors"],
-                "hidden_size_list": list(config["layers"]),
-                "message_dropout": config["dropout"],
-            },
-            "multvae": lambda: {"mlp_hidden_size": [config["hidden"]], "latent_dimension": config["latent"]},
-        }[model]()
-    )
+    found = {
+        "bpr": lambda: {"embedding_size": config["factors"]},
+        "neumf": lambda: {
+            "mf_embedding_size": config["factors"],
+            "mlp_embedding_size": config["tower"],
+            "mlp_hidden_size": list(config["hidden"]),
+            "dropout_prob": 0.0,
+        },
+        "lightgcn": lambda: {"embedding_size": config["factors"], "n_layers": config["layers"]},
+        "ngcf": lambda: {
+            "embedding_size": config["factors"],
+            "hidden_size_list": list(config["layers"]),
+            "message_dropout": config["dropout"],
+        },
+        # RecBole's width of the code counts the mean and the variance
+        "multvae": lambda: {
+            "mlp_hidden_size": [config["hidden"]],
+            "latent_dimension": 2 * config["latent"],
+            "dropout_prob": config["dropout"],
+        },
+    }[model]()
+    # its batch counts rows, and a pointwise model has a row for each negative
+    rows = 1 + config["negatives"] if model == "neumf" else 1
+    return {"train_batch_size": config["batch"] * rows, **found}
 
 
 def events_of(task: dict[str, Any], track: str) -> tuple[Any, str]:
@@ -299,109 +348,23 @@ def of_track(data: Any, track: str) -> Any:
     return Interactions.from_arrays(user, item, None, time_, **sizes)
 
 
-# ------------------------------------------------------------------------------------------------ what came out
-
-
-def exponents(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Slope of log seconds over log events between the two largest sizes of each model; 1 is proportional."""
-    found = {}
-    for model in dict.fromkeys(row["model"] for row in rows):
-        good = sorted(
-            (row["events"], row["seconds"]) for row in rows if row["model"] == model and "error" not in row
-        )
-        if len(good) > 1:
-            (a, s), (b, t) = good[-2:]
-            found[model] = math.log(t / s) / math.log(b / a)
-    return found
-
-
-def note(console: Any, rows: list[dict[str, Any]], row: dict[str, Any]) -> None:
-    """Keep a row, and say it."""
-    rows.append(row)
-    where = row.get("size") or f"{row['events']:.0e}"
-    who = f"{row['peer']} " if "peer" in row else ""
-    said = row.get("error") or f"{row['seconds']:.3f} s an epoch, peak {row['peak_mb']:.0f} MB"
-    console.print(f"{where} {who}{row['model']}: {said}")
-
-
-def show(console: Any, results: dict[str, Any]) -> None:
-    """The table of epochs beside the peers', and the exponents of growth."""
-    from rich.table import Table
-
-    peers = {(row["peer"], row["model"], row["size"]): row for row in results["peers"] if "error" not in row}
-    table = Table(
-        "data", "model", "s an epoch", "compile s", "peak MB", "implicit s", "RecBole s", "RecBole / ours"
-    )
-    for row in results["epochs"]:
-        if "error" in row:
-            table.add_row(row["size"], row["model"], row["error"])
-            continue
-        theirs = [peers.get((peer, row["model"], row["size"])) for peer in ("implicit", "recbole")]
-        cells = ["-" if other is None else f"{other['seconds']:.3f}" for other in theirs]
-        ratio = "-" if theirs[1] is None else f"{theirs[1]['seconds'] / row['seconds']:.1f}x"
-        own = [f"{row['seconds']:.3f}", f"{row['compile_seconds']:.1f}", f"{row['peak_mb']:.0f}"]
-        table.add_row(f"{row['size']} ({row['source']})", row["model"], *own, *cells, ratio)
-    console.print(table)
-    for model, slope in results["exponents"].items():
-        console.print(f"growth of {model}: seconds ~ events^{slope:.2f} between the two largest sizes")
-    slower = [
-        f"{row['model']} ({row['size']})"
-        for row in results["epochs"]
-        if "error" not in row
-        and (other := peers.get(("recbole", row["model"], row["size"]))) is not None
-        and other["seconds"] < row["seconds"]
-    ]
-    if any(peer == "recbole" for peer, *_ in peers):
-        console.print(f"slower than RecBole: {', '.join(slower) or 'none'}")
-
-
-def figure(results: dict[str, Any], path: Path) -> None:
-    """Seconds an epoch by model and size, and the growth curves."""
-    import matplotlib as mpl
-
-    mpl.use("Agg")
-    import matplotlib.pyplot as plt
-
-    made, (left, right) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    good = [row for row in results["epochs"] if "error" not in row]
-    names = list(dict.fromkeys(row["model"] for row in good))
-    for size in dict.fromkeys(row["size"] for row in good):
-        rows = [row for row in good if row["size"] == size]
-        left.plot(
-            [names.index(row["model"]) for row in rows], [row["seconds"] for row in rows], "o", label=size
-        )
-    left.set(yscale="log", ylabel="seconds an epoch", xticks=range(len(names)))
-    left.set_xticklabels(names, rotation=60, ha="right")
-    left.legend(frameon=False)
-    for model in dict.fromkeys(row["model"] for row in results["growth"]):
-        rows = [row for row in results["growth"] if row["model"] == model and "error" not in row]
-        right.plot([row["events"] for row in rows], [row["seconds"] for row in rows], "o-", label=model)
-    right.set(xscale="log", yscale="log", xlabel="interactions", ylabel="seconds an epoch")
-    right.legend(frameon=False)
-    made.savefig(path, dpi=120)
-    plt.close(made)
+# ------------------------------------------------------------------------------------------------ the machine
 
 
 def machine() -> dict[str, Any]:
     """The machine in general words, and the versions: no host name, no paths."""
     versions = {name: importlib.metadata.version(name) for name in ("jax", "numpy")}
     kind = f"{platform.system()} {platform.machine()}"
-    return {
-        "system": kind,
-        "cores": os.cpu_count(),
-        "load": load(),
-        "python": platform.python_version(),
-        **versions,
-    }
+    return {"system": kind, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
 
 
 def load() -> float:
     """Runnable processes over the last minute (NaN where the system does not say)."""
-    return os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else math.nan
 
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        print(json.dumps(measure(json.loads(sys.argv[2]))))
+        print(json.dumps(measure(json.loads(sys.argv[2]), int(sys.argv[3]))))
     else:
         main(tyro.cli(Options, description=__doc__))

@@ -108,6 +108,7 @@ def run_recbole(
     runner: str | os.PathLike[str] | None = None,
     validation: Interactions | None = None,
     test: Interactions | None = None,
+    piece_seconds: float | None = None,
 ) -> tuple[np.ndarray, dict[str, Any]]:
     """Train by RecBole once and read back its scores; what `fit` does for `recbole`, with RecBole's own report.
 
@@ -117,16 +118,21 @@ def run_recbole(
         runner: the program that RecBole's Python runs; None: `benchmarks/peers/recbole_run.py`.
         test: held-out events that RecBole judges by its own metrics, for comparison. It ranks without the items of
             training and validation; a sequence model event by event, with no item left out.
+        piece_seconds: an epoch ends after so many CPU seconds, > 0, and no user is scored (for benchmarks: the scores
+            come back without rows); None: after its last batch.
 
     Returns:
-        (U, I) float32 scores in the ids of `train`, and the report: `seconds`, `epoch_seconds` (a list), `peak_rss_mb`
-        (whole process), `training_rss_mb` (over what it held before), `best_validation` and `test` (RecBole's metrics,
-        None if not asked for), `versions`.
+        (U, I) float32 scores in the ids of `train`, and the report: `seconds`, `epoch_seconds`, `epoch_cpu_seconds` and
+        `epoch_steps` (a list each), `steps` (of a whole epoch), `peak_rss_mb` (whole process), `training_peak_mb` (in
+        training), `training_rss_mb` (over what it held before), `best_validation` and `test` (RecBole's metrics, None
+        if not asked for), `versions`.
 
     Raises:
         ValueError: parts of other sizes, a sequence model without order. FileNotFoundError: no environment, no runner.
         TimeoutError, RuntimeError: the process took too long, failed, or wrote something else than scores.
     """
+    if piece_seconds is not None:
+        numbers(f"recbole-{model}", 0, open_end=True, piece_seconds=piece_seconds)
     interpreter = recbole_python(python)
     program = Path(runner or RUNNER)
     if not program.is_file():
@@ -143,6 +149,7 @@ def run_recbole(
         "threads": threads,
         "sequence": model in SEQUENTIAL,
         "parts": [part for part, data in parts.items() if data is not None],
+        "piece_seconds": piece_seconds,
     }
     with tempfile.TemporaryDirectory(prefix="bilevel-recbole-") as name:
         folder = Path(name)
@@ -150,7 +157,7 @@ def run_recbole(
         (folder / "job.json").write_text(json.dumps(job))
         said = _call(interpreter, program, folder, threads, timeout)
         try:
-            return _read(folder, train.users, train.items)
+            return _read(folder, train.users if piece_seconds is None else 0, train.items)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise RuntimeError(
                 f"recbole-{model} ended without usable scores ({error}); its last lines:\n{_tail(said)}"

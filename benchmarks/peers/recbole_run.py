@@ -11,12 +11,14 @@ is several GB, and used on the CPU all the same. `BILEVEL_RECBOLE=PYTHON` names 
 
 Knows nothing of this project. `models.recbole.run_recbole` writes a folder, runs `recbole_run.py FOLDER`, reads it:
 
-    job.json                model, epochs (null: RecBole's), settings (RecBole's names), seed, threads, sequence, parts
+    job.json                model, epochs (null: RecBole's), settings (RecBole's names), seed, threads, sequence, parts,
+                            piece_seconds (an epoch ends after so many, and no user is scored; null: never)
     data/data.PART.inter    user_id, item_id of train (and valid, test); a sequence model has train as data.inter with
                             timestamps instead, of which RecBole makes its examples
     data/data.user .item    the catalogs: users and items without events exist too
     -> scores.npy           float32 (users, items) in RecBole's order, nothing masked
-    -> report.json          users, items (names, in that order), seconds, epoch_seconds, peak_rss_mb (whole process),
+    -> report.json          users, items (names, in that order), seconds, epoch_seconds, epoch_cpu_seconds, epoch_steps,
+                            steps (of a whole epoch), peak_rss_mb (whole process), training_peak_mb (until trained),
                             training_rss_mb (over what it held before), best_validation, test, versions
 
 With a valid part RecBole's own early stopping ends the training and the best epoch is kept; with a test part the report
@@ -32,7 +34,7 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,7 +69,7 @@ def main(folder: Path) -> None:
     dataset = create_dataset(config)
     events = histories(dataset, folder) if job["sequence"] else None
     parts = (sequence_parts if job["sequence"] else plain_parts)(config, dataset, job, folder, events)
-    report, made = {}, []
+    report, made = {"steps": len(parts.loader)}, []
 
     def train() -> None:
         init_seed(config["seed"], config["reproducibility"])  # as RecBole does: data first, then the model
@@ -77,10 +79,13 @@ def main(folder: Path) -> None:
         trainer = get_trainer(config["MODEL_TYPE"], config["model"])(
             config, model
         )  # loads TensorBoard: not counted
-        epochs, ready = timed(trainer), time.perf_counter()
+        epochs, ready = timed(trainer, job.get("piece_seconds")), time.perf_counter()
         best, _ = trainer.fit(parts.loader, parts.valid, verbose=False, saved=parts.valid is not None)
         report["seconds"] = time.perf_counter() - ready + built - began
-        report["epoch_seconds"] = [] if config["MODEL_TYPE"] == ModelType.TRADITIONAL else epochs
+        if config["MODEL_TYPE"] == ModelType.TRADITIONAL:
+            epochs.clear()
+        for name in Epoch._fields:
+            report[f"epoch_{name}"] = [getattr(epoch, name) for epoch in epochs]
         report["best_validation"] = None if parts.valid is None else float(best)
         if parts.valid is not None:
             restore(model, trainer.saved_model_file)
@@ -88,11 +93,13 @@ def main(folder: Path) -> None:
 
     before = high_water_mark()
     report["training_rss_mb"] = resident.peak_mb(train)
+    report["training_peak_mb"] = high_water_mark()
     model, trainer = made
     judged = None if parts.test is None else trainer.evaluate(parts.test, load_best_model=False)
     report["test"] = judged and {name: float(value) for name, value in judged.items()}
-    write_scores(model, dataset, config, events, folder / "scores.npy")
-    report["users"] = list(dataset.field2id_token[dataset.uid_field][1:])  # 0 is padding
+    scored = dataset.user_num if job.get("piece_seconds") is None else 1
+    write_scores(model, dataset, config, events, folder / "scores.npy", users=scored - 1)
+    report["users"] = list(dataset.field2id_token[dataset.uid_field][1:scored])  # 0 is padding
     report["items"] = list(dataset.field2id_token[dataset.iid_field][1:])
     report["peak_rss_mb"] = max(before, high_water_mark())
     packages = ("recbole", "torch", "numpy", "scipy", "pandas")
@@ -236,20 +243,48 @@ def prompt(dataset: Any, config: Config, events: Sequence[list[int]], users: np.
 # ------------------------------------------------------------------------------------------------ training, scores
 
 
-def timed(trainer: Any) -> list[float]:
-    """A list that fills with the seconds of each training epoch, evaluation not counted; also told on stderr."""
-    seconds: list[float] = []
+class Epoch(NamedTuple):
+    """What an epoch took, evaluation not counted, and how many steps it had."""
+
+    seconds: float
+    cpu_seconds: float
+    steps: int
+
+
+class Piece:
+    """A loader that ends after some seconds."""
+
+    def __init__(self, loader: Any, limit: float) -> None:
+        self.loader, self.limit, self.steps = loader, limit, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def __iter__(self) -> Iterator[Any]:
+        began = time.process_time()
+        for batch in self.loader:
+            yield batch
+            self.steps += 1
+            if time.process_time() - began > self.limit:
+                return
+
+
+def timed(trainer: Any, limit: float | None) -> list[Epoch]:
+    """A list that fills with the training epochs; each is also told on stderr. `limit`: CPU seconds of an epoch."""
+    epochs: list[Epoch] = []
     epoch: Callable[..., Any] = trainer._train_epoch
 
-    def measured(*arguments: Any, **named: Any) -> Any:
-        began = time.perf_counter()
-        loss = epoch(*arguments, **named)
-        seconds.append(time.perf_counter() - began)
-        print(f"epoch {len(seconds)}: {seconds[-1]:.2f} s", file=sys.stderr, flush=True)
+    def measured(loader: Any, *arguments: Any, **named: Any) -> Any:
+        part = loader if limit is None else Piece(loader, limit)
+        began, cpu = time.perf_counter(), time.process_time()
+        loss = epoch(part, *arguments, **named)
+        steps = part.steps if isinstance(part, Piece) else len(loader)
+        epochs.append(Epoch(time.perf_counter() - began, time.process_time() - cpu, steps))
+        print(f"epoch {len(epochs)}: {epochs[-1].seconds:.2f} s", file=sys.stderr, flush=True)
         return loss
 
     trainer._train_epoch = measured
-    return seconds
+    return epochs
 
 
 def restore(model: Any, path: str) -> None:
@@ -261,11 +296,11 @@ def restore(model: Any, path: str) -> None:
 
 @torch.no_grad()
 def write_scores(
-    model: Any, dataset: Any, config: Config, events: Sequence[list[int]] | None, path: Path
+    model: Any, dataset: Any, config: Config, events: Sequence[list[int]] | None, path: Path, *, users: int
 ) -> None:
-    """Scores of all users and items, a block of users at a time, straight into the file."""
+    """Scores of the first `users` users and all items, a block of users at a time, straight into the file."""
     model.eval()
-    users, items = dataset.user_num - 1, dataset.item_num - 1
+    items = dataset.item_num - 1
     table = np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=(users, items))
     block = max(1, PAIRS // (items + 1))
     for begin in range(0, users, block):
