@@ -37,7 +37,7 @@ __all__ = [
     "revadv",
     "revadv_preset",
     "run",
-    "srwa",
     "segment",
+    "srwa",
     "top_popular",
 ]
