@@ -10,13 +10,20 @@ import ast
 import difflib
 import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attacks
 from attacks.attack import Attack
 from models import registry
+from models.data import relations, sources
 from models.recommender import Recommender
 from models.registry import nearest
+
+if TYPE_CHECKING:
+    from models.data import Dataset
+
+RELATIONS = {"ml-100k": ("ml-100k-rcf", "auxiliary-mapping.txt.gz")}
+"""What is known of the items of a data set: the folder and the file in it."""
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "random": attacks.random,
@@ -28,15 +35,23 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "middle": attacks.middle,
     "power-item": attacks.power_item,
     "segment": attacks.segment,
+    "pga": attacks.pga,
+    "tna": attacks.tna,
     "revadv": attacks.revadv,
 }
 
 
-def recommender(text: str) -> Recommender:
+def recommender(text: str, data: Dataset | None = None) -> Recommender:
     """A recommender from `name[:preset][,argument=value...]`.
 
+    Args:
+        text: what it is.
+        data: what it will learn from. One that relates items reads their attributes from the file `relations=FILE` of
+            lines `item|values|values|...`, or from the file known for the data set.
+
     Raises:
-        ValueError: unknown name, preset or argument; a value that is not a Python literal.
+        ValueError: unknown name, preset or argument; a value that is not a Python literal; items of which nothing is
+            known.
 
     >>> recommender("wrmf:revadv-toy,epochs=5").config["epochs"]
     5
@@ -49,7 +64,24 @@ def recommender(text: str) -> Recommender:
     name, _, preset = head.partition(":")
     factory = registry.factory(name)
     given = dict(_assignment(change, name, factory) for change in changes)
+    if "relations" in registry.needs(name):
+        given["relations"] = _relations(name, data, given.get("relations"))
     return registry.make(name, preset or None, **given)
+
+
+def _relations(name: str, data: Dataset | None, file: str | None) -> relations.Relations:
+    """The attributes of the items of a data set."""
+    if data is None:
+        raise ValueError(f"{name} relates the items of a data set by their attributes; none is given here")
+    if file is not None:
+        return relations.load(str(file), data.item_ids, names=None).relations
+    path = sources.beside(*RELATIONS[data.name]) if data.name in RELATIONS else None
+    if path is None:
+        raise ValueError(
+            f"{name} relates items by their attributes, and none are known of {data.name}; give a file of lines "
+            f"item|values|values|..., values separated by commas: {name},relations=FILE"
+        )
+    return relations.load(path, data.item_ids).relations
 
 
 def attack(text: str, **arguments: Any) -> Attack:

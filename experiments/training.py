@@ -79,7 +79,7 @@ def spec_of(plan: Training) -> dict[str, Any]:
     """The facts that make a training the one it is, in terms of JSON."""
     facts = plan._asdict() | {
         "data": facts_of(plan.data),
-        "model": {"name": plan.model.name, **plan.model.config},
+        "model": {"name": plan.model.name, **saved.facts(plan.model.config)},
     }
     if not plan.early:
         facts = {name: value for name, value in facts.items() if name not in ("metric", "every", "patience")}

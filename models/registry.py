@@ -1,13 +1,14 @@
 """Every recommender by name: what saved models, records and the command line say instead of an object.
 
 A recommender is made by a factory, and the factory's arguments are its configuration, so a name and a dictionary are
-enough to make it again.
+enough to make it again. Arguments without a default are what is known of the items of a data set (see `needs`).
 """
 
 from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from types import ModuleType
 from typing import Any
@@ -34,6 +35,7 @@ MODULES: Mapping[str, str] = {
     "mf": "mf",
     "pcmf": "pcmf",
     "ncr": "ncr",
+    "rcf": "rcf",
 }
 """The file of each factory."""
 
@@ -65,20 +67,36 @@ def factory(name: str) -> Callable[..., Recommender]:
     return getattr(module(name), name)
 
 
+def needs(name: str) -> list[str]:
+    """The arguments of a recommender that have no default.
+
+    >>> needs("wrmf"), needs("rcf")
+    ([], ['relations'])
+    """
+    return [p.name for p in inspect.signature(factory(name)).parameters.values() if p.default is p.empty]
+
+
 def make(name: str, preset: str | None = None, **changes: Any) -> Recommender:
     """A recommender by name, with a preset's settings or the factory's own, some of them replaced.
 
     Args:
         name: see `names`.
         preset: settings of a paper; None: the factory's defaults.
-        changes: arguments of the factory.
+        changes: arguments of the factory, those that it needs among them.
 
     Raises:
-        ValueError: unknown name or preset, a value outside its range. TypeError: unknown argument.
+        ValueError: unknown name or preset, a value outside its range, an argument that is needed and not given.
+        TypeError: unknown argument.
 
     >>> make("wrmf", "revadv-toy", epochs=5).config["factors"]
     16
     """
+    missing = [argument for argument in needs(name) if argument not in changes]
+    if missing:
+        raise ValueError(
+            f"{name} needs {', '.join(missing)}: what is known of the items beside their clicks, "
+            "see models.data.relations"
+        )
     if preset is None:
         return factory(name)(**changes)
     of = module(name)

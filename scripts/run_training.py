@@ -11,6 +11,9 @@
     python scripts/run_training.py --data ratings.csv --positive-from 4 --model bpr,factors=32 --out runs/mine \\
         --recommend 17,42 --count 5
 
+    # RCF, which reads what items share: known of MovieLens-100K, else from a file of lines item|values|values|...
+    python scripts/run_training.py --data ratings.csv --model rcf,relations=attributes.txt --out runs/rcf
+
     python scripts/run_training.py --models        # every recommender, its presets and arguments
 
 Written to --out: model.npz, record.json, and with --early the curve history.png. A model that is already in the folder
@@ -106,7 +109,7 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
         data = data.binarize("all")
     plan = Training(
         data=data,
-        model=names.recommender(options.model),
+        model=names.recommender(options.model, data),
         split=options.split,
         early=options.early,
         metric=options.metric,
@@ -130,7 +133,8 @@ def list_models() -> None:
     rows = []
     for name in registry.names():
         factory = registry.factory(name)
-        arguments = ", ".join(f"{p.name}={p.default}" for p in inspect.signature(factory).parameters.values())
+        known = inspect.signature(factory).parameters.values()
+        arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in known)
         first = (inspect.getdoc(factory) or "").split("\n")[0]
         rows.append([name, first, ", ".join(registry.presets_of(name)) or "-", arguments or "-"])
     show("recommenders", ["name", "what", "presets", "arguments"], rows)

@@ -197,7 +197,7 @@ def load(
     path: str | os.PathLike[str],
     item_ids: Any,
     *,
-    names: Sequence[str] = ("genre", "director", "actor"),
+    names: Sequence[str] | None = ("genre", "director", "actor"),
     sep: str = "|",
 ) -> Loaded:
     """Read a file of item attributes, `item|values|values|...`, one column a type, values separated by commas.
@@ -205,7 +205,7 @@ def load(
     Args:
         path: the file, also gzipped; RCF's `auxiliary-mapping.txt` for MovieLens-100K has three types.
         item_ids: (I,) the original ids of the items, `Dataset.item_ids`: row `i` of the result is item `item_ids[i]`.
-        names: of the types, as many as there are columns after the item.
+        names: of the types, as many as there are columns after the item. None: numbers, by the first line.
         sep: between the columns.
 
     Raises:
@@ -223,8 +223,9 @@ def load(
     >>> load(file, [9, 8], names=("genre", "director"))[:2]
     (Relations(2 items; genre: 1 value, director: 1 value), 1)
     """
-    names = tuple(names)
     lines = decode(Path(path).read_bytes(), str(path)).splitlines()
+    first = next((line for line in lines if line.strip()), "")
+    names = tuple(f"type {k + 1}" for k in range(first.count(sep))) if names is None else tuple(names)
     ids = [str(name) for name in np.asarray(item_ids).tolist()]
     index = {name: item for item, name in enumerate(ids)}
     table: dict[int, dict[str, list[str]]] = {}

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import autorec, itempop, ncf, registry, saved, wrmf
+from models import autorec, itempop, ncf, rcf, registry, saved, wrmf
 from models.data import Interactions
-from models.train import fit
+from models.data.relations import Relations, clusters
+from models.train import Fitted, fit
 
 
 @pytest.fixture
@@ -36,6 +37,31 @@ def test_round_trip(train, tmp_path, model):
     assert dict(again.model.config) == dict(model.config)
     users = jnp.arange(6)
     np.testing.assert_allclose(again.scores(users), fitted.scores(users), rtol=1e-6)
+
+
+def test_what_is_known_of_the_items_is_in_the_file(train, tmp_path):
+    table = {0: {"genre": ["war", "spy"]}, 2: {"genre": ["spy"], "actor": ["Ann"]}, 5: {"actor": ["Ann"]}}
+    model = rcf.rcf(Relations.from_table(table, 7), factors=2, attention=2, hidden=())
+    path, params = tmp_path / "m.npz", model.init(jax.random.key(0), 6, 7, 0)
+    saved.save(path, Fitted(model, params, None, jnp.zeros((0, 7)), None), train)
+    again, _ = saved.load(path, train)
+    assert repr(again.model) == repr(model)
+    same = lambda ours, theirs: jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+    same(again.params, params)
+    same(again.model.config["relations"], model.config["relations"])
+    same(again.data.catalog.relations, model.config["relations"])
+    with np.load(path) as archive:
+        arrays = dict(archive)
+    arrays.pop("relations.mask")
+    np.savez(path, **arrays)
+    with pytest.raises(ValueError, match="expected a complete file"):
+        saved.load(path, train)
+
+
+def test_facts_tell_relations_apart():
+    told = [saved.facts({"relations": clusters(ids)}) for ids in ([0, 1, 1], [0, 1, 0], [0, 1, 1])]
+    assert told[0] == told[2] != told[1]
+    assert json.loads(json.dumps(told[0])) == told[0]
 
 
 def test_fake_rows_are_kept(train, tmp_path):
@@ -86,10 +112,13 @@ def test_damaged_files(train, tmp_path, damage):
 
 def test_the_registry_knows_every_recommender():
     for name in registry.names():
-        made = registry.make(name)
+        known = {"relations": clusters([0, 1, 0])} if registry.needs(name) else {}
+        made = registry.make(name, **known)
         assert made.name == name
         for preset in registry.presets_of(name):
-            assert registry.make(name, preset).name == name
+            assert registry.make(name, preset, **known).name == name
+    with pytest.raises(ValueError, match=r"rcf needs relations: .* models\.data\.relations"):
+        registry.make("rcf", "accent")
     with pytest.raises(ValueError, match="did you mean 'lightgcn'"):
         registry.make("lightgc")
     with pytest.raises(ValueError, match="did you mean 'revadv-toy'"):
