@@ -6,6 +6,7 @@ from bilevel.layout import check_layout
 check_layout("models", models.__file__)  # a models.py beside a notebook would shadow ours: better named here
 
 from attacks.attack import Attack
+from attacks.aush import aush
 from attacks.bandwagon import bandwagon, hcars_bandwagon, popular
 from attacks.checks import check
 from attacks.covisitation import covisitation
@@ -23,6 +24,7 @@ __all__ = [
     "Ratings",
     "Run",
     "ThreatModel",
+    "aush",
     "average",
     "bandwagon",
     "check",
