@@ -10,6 +10,7 @@ from attacks.aush import aush
 from attacks.bandwagon import bandwagon, hcars_bandwagon, popular
 from attacks.checks import check
 from attacks.covisitation import covisitation
+from attacks.dl_attack import dl_attack
 from attacks.driver import Run, run
 from attacks.heuristic import average, middle, random, top_popular
 from attacks.neighbors import power_item, segment
@@ -29,6 +30,7 @@ __all__ = [
     "bandwagon",
     "check",
     "covisitation",
+    "dl_attack",
     "hcars_bandwagon",
     "make_objective",
     "middle",
