@@ -37,6 +37,10 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "segment": attacks.segment,
     "pga": attacks.pga,
     "tna": attacks.tna,
+    "covisitation": attacks.covisitation,
+    "srwa": attacks.srwa,
+    "aush": attacks.aush,
+    "dl-attack": attacks.dl_attack,
     "revadv": attacks.revadv,
 }
 
