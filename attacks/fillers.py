@@ -21,7 +21,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from bilevel.project import column_mask, topk
-from models import sparse
+from models import itemcf, sparse
 from models.data import Interactions
 
 CELLS = 1 << 22
@@ -140,7 +140,9 @@ def indegree(train: Interactions, *, neighbors: int = 20, common: int = 5) -> In
     """How many items have an item among their `neighbors` most similar ones; works under `jit` and `vmap`.
 
     Item i points at the items j with at least `common` users in common and the largest cosine, ties by id.
-    Blocks of items: time `O(E I)`, memory as `CELLS` says and `neighbors * I` ids.
+    A block of items at a time: memory as `CELLS` says and `neighbors * I` ids. Time follows the squared numbers
+    of clicks of the users (`models.itemcf`); with ratings also `E I`, for the products of the block with all
+    items.
 
     Args:
         train: interactions; in a sequence repeats count once.
@@ -162,22 +164,23 @@ def indegree(train: Interactions, *, neighbors: int = 20, common: int = 5) -> In
     items = train.items
     cells, value = _cells(train)
     squares = _squares(value, cells)
-    one = jnp.ones_like(value)
+    clicks = itemcf.sorted_by_weight(cells)
     keep = min(neighbors, items)
+    widest = items if train.track != "explicit" else max(items, train.users)
+    size = max(1, min(items, CELLS // widest))
 
-    def nearest(block: Int[Array, " B"]) -> Int[Array, "B K"]:
-        both = _products(block, value, cells)
-        shared = both if train.track != "explicit" else _products(block, one, cells)
-        open_ = (shared >= common) & (jnp.arange(items)[:, None] != block)
-        # cos^2 without |r_i|, which is the same for the whole block column: quotients of whole numbers, so that
-        # similarities which are equal compare equal and the tie rule is exact.
-        closeness = jnp.where(open_, both**2 / jnp.where(open_, squares[:, None], 1), -1)
-        best, index = lax.top_k(closeness.T, keep)
+    def nearest(first: Int[Array, ""]) -> Int[Array, "B K"]:
+        block = first + jnp.arange(size)
+        shared = itemcf.together(clicks, first, size)
+        both = shared if train.track != "explicit" else _products(block, value, cells).T
+        open_ = (shared >= common) & (block[:, None] != jnp.arange(items))
+        # cos^2 without |r_i|, which is the same for all j: quotients of whole numbers, so that similarities which
+        # are equal compare equal and the tie rule is exact.
+        closeness = jnp.where(open_, both.astype(value.dtype) ** 2 / jnp.where(open_, squares, 1), -1)
+        best, index = lax.top_k(closeness, keep)
         return jnp.where((best > 0) & (block < items)[:, None], index, items)
 
-    size = max(1, min(items, CELLS // max(train.users, items)))
-    blocks = jnp.arange(-(-items // size) * size, dtype=jnp.int32).reshape(-1, size)
-    pointed = lax.map(nearest, blocks)
+    pointed = lax.map(nearest, jnp.arange(0, items, size, dtype=jnp.int32))
     return jnp.zeros(items, jnp.int32).at[pointed.ravel()].add(1, mode="drop")
 
 

@@ -128,10 +128,11 @@ def build(
 
 def _check_goal(rule: Rule, track: Track, goal: Goal, mode: TargetMode) -> None:
     if goal == "demote" and track != "explicit":
+        learned = "attacks.revadv" if track == "implicit" else "attacks.poisonrec and attacks.appgrad"
         raise ValueError(
-            f"goal is 'demote' on the {track!r} track: a click on a target promotes it, so no rule of clicks demotes "
-            f"it. {rule.name} demotes by ratings (track='explicit'); of clicks a learned attack can promote "
-            "what competes with the targets, as attacks.revadv(goal='demote') does"
+            f"goal is 'demote', but {rule.name} on the {track!r} track clicks the targets, which promotes them. Low "
+            "ratings demote: track='explicit', as of attacks.random. Of clicks only learned attacks can, by promoting "
+            f"what competes with the targets: {learned}"
         )
     if goal != "availability":
         return

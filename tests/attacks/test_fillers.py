@@ -53,7 +53,7 @@ def brute_indegree(matrix):
 
 @pytest.fixture(scope="module")
 def compiled():
-    """In-degrees in blocks of four items, the last one ragged, and cosines."""
+    """In-degrees in blocks of four items, the last one with a single one, and cosines."""
 
     def both(train):
         return indegree(train, neighbors=NEIGHBORS, common=COMMON), alike(train, TARGETS)

@@ -96,10 +96,10 @@ ROWS = [
         ({"clicks": 20}, "'implicit' track"),
         ({"track": "sequence"}, "clicks is None on the 'sequence' track"),
         ({"track": "sequence", "clicks": 20}, "clicks and budget are given"),
-        ({"goal": "demote"}, r"'demote' on the 'implicit' track.*track='explicit'.*attacks\.revadv"),
+        ({"goal": "demote"}, r"'demote'.*'implicit' track.*track='explicit'.*attacks\.revadv"),
         (
             {"goal": "demote", "track": "sequence", "clicks": 20, "budget": None},
-            r"'demote' on the 'sequence' track",
+            r"'demote'.*'sequence' track.*attacks\.poisonrec",
         ),
         (
             {"goal": "availability", "track": "sequence", "clicks": 20, "budget": None},

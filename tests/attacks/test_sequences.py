@@ -19,7 +19,6 @@ TURNS = {
     "bandwagon": attacks.bandwagon,
     "hcars_bandwagon": attacks.hcars_bandwagon,
     "top_popular": attacks.top_popular,
-    "power_item": attacks.power_item,
     "segment": attacks.segment,
 }
 EVERY = TURNS | {"middle": attacks.middle}
@@ -87,13 +86,12 @@ def test_what_is_between_the_targets(train, clicks):
     assert uniform(clicks["random", "all"][..., 1], OTHERS)
     repeats = [len(set(row)) < 4 for row in between["random"].reshape(-1, 4)]
     assert 0.1 < np.mean(repeats) < 0.3  # 1 - 29/30 28/30 27/30 = 0.19: with repeats
-    for name in ("bandwagon", "hcars_bandwagon", "top_popular", "power_item", "segment"):
+    for name in ("bandwagon", "hcars_bandwagon", "top_popular", "segment"):
         assert all(len(set(row)) == 4 for row in between[name].reshape(-1, 4)), name
     np.testing.assert_array_equal(np.isin(between["bandwagon"], most[:3]).sum(-1), 3)
     np.testing.assert_array_equal(np.isin(between["hcars_bandwagon"], most[:POPULAR]).sum(-1), POPULAR)
     assert uniform(between["top_popular"][..., 0], most[:4])  # in random order
     assert uniform(between["segment"], most[:4])  # like new items nothing is: the most clicked ones
-    assert len(np.unique(between["power_item"])) == 4
 
 
 def test_middle_draws_its_kinds_alike_and_uniformly_within(train, clicks):
