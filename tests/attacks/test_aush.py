@@ -1,5 +1,7 @@
 """AUSH: fillers and templates as they are, the generator's losses one by one."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +48,11 @@ def batch(rng):
 
 
 def parts(key, networks, batch, **losses):
+    return _parts(key, networks, batch, dataclasses.asdict(Losses(**losses)))
+
+
+@jax.jit
+def _parts(key, networks, batch, losses):
     return generator_loss(key, networks, batch, TARGET, SELECTED, 5.0, Losses(**losses))
 
 
@@ -53,7 +60,7 @@ def test_the_generator_learns_from_the_discriminator(networks, batch, key):
     """A peer cuts the gradient there: its generator never hears of the discriminator."""
     alone = {"shilling": 0.0, "reconstruction": 0.0, "l2": 0.0}
     through = lambda generator: parts(key, networks._replace(generator=generator), batch, **alone)[0]
-    gradient = jax.grad(through)(networks.generator)
+    gradient = jax.jit(jax.grad(through))(networks.generator)
     assert all(np.abs(layer["kernel"]).max() > 0 for layer in gradient)
 
 
@@ -112,16 +119,19 @@ def test_targets_are_hidden_from_the_discriminator(networks, batch):
     np.testing.assert_array_equal(*logits)
 
 
+_templates = jax.jit(templates, static_argnums=4)
+
+
 def test_a_template_keeps_its_own_ratings(rating, train, make_keys):
     """Reconstruction reads the template's rating of a selected item, which the fillers do not hold."""
     one, two = make_keys(2)
-    order, count = templates(one, train, TARGET, SELECTED, 5)
+    order, count = _templates(one, train, TARGET, SELECTED, 5)
     free = np.delete(rating, [1, 6, *TARGETS], axis=1) > 0
     enough = free.sum(1) >= 5
     assert set(order[: int(count)].tolist()) == set(np.flatnonzero(enough))
     assert not enough[:3].any()
     users = order[: int(count)]
-    batch = cut(two, train, users, jnp.ones(int(count)), TARGET, SELECTED, 5)
+    batch = jax.jit(cut, static_argnums=6)(two, train, users, jnp.ones(int(count)), TARGET, SELECTED, 5)
     np.testing.assert_array_equal(batch.own, rating[users][:, [1, 6]])
     assert (batch.own > 0).any()
     fillers = np.asarray(batch.fillers)
@@ -132,7 +142,7 @@ def test_a_template_keeps_its_own_ratings(rating, train, make_keys):
 
 def test_where_nobody_has_enough_those_with_most_are_templates(train, rating, key):
     free = (np.delete(rating, [1, 6, *TARGETS], axis=1) > 0).sum(1)
-    order, count = templates(key, train, TARGET, SELECTED, ITEMS)
+    order, count = _templates(key, train, TARGET, SELECTED, ITEMS)
     assert set(order[: int(count)].tolist()) == set(np.flatnonzero(free == free.max()))
 
 

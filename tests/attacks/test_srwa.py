@@ -48,12 +48,13 @@ def problem(x64, rng):
 
 def test_walks_are_the_dense_solution_and_probabilities(problem):
     rating, rows, w, start, graph = problem
-    walk = walks(RESTART, 60)(jnp.asarray(w), jnp.zeros((6, 5)), graph, jax.random.key(0))
-    real, fake, own = at_users(walk, jnp.asarray(w), graph, RESTART)
+    w = jnp.asarray(w)
+    walk = walks(RESTART, 60)(w, jnp.zeros((6, 5)), graph, jax.random.key(0))
+    real, fake, own = at_users(walk, w, graph, RESTART)
     found = np.vstack([real, fake, own, walk])
     np.testing.assert_allclose(found, dense_walks(rating, rows, w, start), atol=1e-13)
     np.testing.assert_allclose(found.sum(axis=0), 1, rtol=1e-12)
-    early = walks(RESTART, 12)(jnp.asarray(w), jnp.zeros((6, 5)), graph, jax.random.key(0))
+    early = walks(RESTART, 12)(w, jnp.zeros((6, 5)), graph, jax.random.key(0))
     np.testing.assert_allclose(early, walk, atol=(1 - RESTART) ** 24)
 
 
@@ -78,7 +79,7 @@ def test_the_adjoint_is_the_derivative_of_the_dense_solution(problem):
 
     assert lacks.any()
     assert not lacks.all()
-    value, gradient = jax.value_and_grad(by_walks)(jnp.asarray(w))
+    value, gradient = jax.jit(jax.value_and_grad(by_walks))(jnp.asarray(w))
     np.testing.assert_allclose(value, by_solve(w), rtol=1e-10)
     step = 1e-6 * np.eye(6)
     slopes = [(by_solve(w + h) - by_solve(w - h)) / 2e-6 for h in step]
@@ -130,7 +131,8 @@ def test_the_number_of_stages_changes_nothing_and_all_users_need_no_key(make_key
 def test_users_who_lack_a_target_are_drawn_first(key):
     matrix = np.ones((6, 3))
     matrix[1, 0] = matrix[4] = 0
-    start, lacks = draw_users(key, Interactions.from_dense(matrix), jnp.array([0, 2]), 3)
+    draw = jax.jit(draw_users, static_argnums=3)
+    start, lacks = draw(key, Interactions.from_dense(matrix), jnp.array([0, 2]), 3)
     assert set(start[:2].tolist()) == {1, 4}
     assert dict(zip(start.tolist(), lacks.tolist()))[1] == [True, False]
     assert not lacks[2].any()
