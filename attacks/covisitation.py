@@ -46,7 +46,8 @@ class Plan(NamedTuple):
         cost: `n_a`; 0: the targets are in its list anyway; one more than an anchor can be given: out of reach.
         order: the items by `v_a / n_a`, best first; targets last.
         take: co-visits given to each anchor; they sum to the budget.
-        promised: anchors whose list shows the targets after the injection.
+        promised: anchors that got their cost: after sequences are injected their lists show the target; on rows they
+            would, if the anchors of a row did not co-visit each other.
     """
 
     value: Float[Array, " I"]
@@ -100,9 +101,10 @@ def covisitation(
     **Differs from the paper:** the target's visits are taken at their final value, which couples no costs and keeps the
     promise (`n_a` is never too small). In a sequence of pairs an anchor's n pairs make up to `2 n` co-visits, one less
     for each profile that ends with one of them: `g(n) = 2 n - ceil(n / (C / 2))` for an even C, `2 n` for an odd one.
-    On rows `g(n) = n`; several targets are promised together (`theta_a` is then the `K - T + 1`-th best and `n_a` the
-    largest over the targets), and the co-visits that the anchors of one row make among each other are not counted, so
-    there the promise is an estimate. Demotion (the paper's other attack) is not offered.
+    On rows `g(n) = n`, and several targets are to be shown together (`theta_a` is then the `K - T + 1`-th best and `n_a`
+    the largest over the targets). There nothing is promised: costs are those of pairs injected by themselves, but the
+    anchors of one row co-visit each other too and can fill each other's lists. Demotion (the paper's other attack) is
+    not offered.
 
     **How it is detected and what mitigates it:** a few anchors get many co-visits with one target that hardly anybody
     else makes, alternating in a sequence; the paper bounds co-visits per account and weighs them by the account's
