@@ -38,7 +38,7 @@ class Case(NamedTuple):
 
     train: Interactions
     test: Interactions
-    targets: Int[Array, " T"]
+    targets: Int[ArrayLike, " T"]
     initial: Float[Array, "F I"] | None
     key: Key[Array, ""]
 
@@ -100,8 +100,14 @@ def judge(
         k: list length.
 
     Returns:
-        target `hr_any` and `hr_mean`, test `recall`, `ndcg` and `hr_test`, all at k; `seconds` of training.
+        what `measured` returns, and `seconds` of training.
     """
+    fitted, seconds = trained(victim, case, profiles)
+    return measured(fitted, case, k=k) | {"seconds": seconds}
+
+
+def trained(victim: Recommender, case: Case, profiles: Profiles | None = None) -> tuple[Fitted, float]:
+    """A victim trained on the real data and the fake users, and the seconds it took; arguments as in `judge`."""
     began = time.perf_counter()
     train, rows = case.train, None
     if profiles is not None and train.track == "sequence":  # order counts, and rows have none
@@ -109,17 +115,23 @@ def judge(
     elif profiles is not None:
         rows = jnp.asarray(profiles.to_rows(), jnp.float32)
     fitted = jax.block_until_ready(fit(victim, train, case.keys["victim"], fakes_rows=rows))
-    seconds = time.perf_counter() - began
-    scores = jax.tree_util.Partial(
-        Fitted.scores, fitted
-    )  # one compilation for all trained parameters of this model
+    return fitted, time.perf_counter() - began
+
+
+def measured(fitted: Fitted, case: Case, *, k: int = 50) -> dict[str, float]:
+    """Target `hr_any`, `hr_mean` and `hr_worst`, test `recall`, `ndcg` and `hr_test`, all at k, on the real users.
+
+    A metric that has nothing to look at (no targets, several test events for `hr_test`) is NaN.
+    """
+    # One compilation for all trained parameters of a model: they are arguments of the scores, not constants in them.
+    scores = jax.tree_util.Partial(Fitted.scores, fitted)
     targets = case.targets if np.size(case.targets) else None  # an attack on availability has none
     found = evaluate(scores, case.train, test=case.test, targets=targets, k=k)
     names = ("hr_any", "hr_mean", "hr_worst", "recall", "ndcg", "hr_test")
-    value = lambda name: (
-        float("nan") if getattr(found, name) is None else float(np.asarray(getattr(found, name)))
-    )
-    return {name: value(name) for name in names} | {"seconds": seconds}
+    values = {name: getattr(found, name) for name in names}
+    return {
+        name: float("nan") if value is None else float(np.asarray(value)) for name, value in values.items()
+    }
 
 
 def profile_facts(profiles: Profiles, train: Interactions) -> dict[str, float]:

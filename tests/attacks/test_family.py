@@ -36,13 +36,14 @@ def implicit(factory, **settings):
 
 
 def explicit(factory, **settings):
-    return Member(
-        lambda counting: functools.partial(factory, track="explicit", ratings=GRID, **settings), "explicit"
-    )
+    make = functools.partial(factory, track="explicit", ratings=GRID, **settings)
+    return Member(lambda counting: make, "explicit", (0, ALL))
 
 
 def sequence(factory, **settings):
-    return Member(lambda counting: functools.partial(factory, **settings), "sequence", (1, CLICKS, 9))
+    return Member(
+        lambda counting: functools.partial(factory, track="sequence", **settings), "sequence", (1, 9)
+    )
 
 
 def learned(factory, **settings):
@@ -53,6 +54,25 @@ MEMBERS = {
     "random": implicit(attacks.random),
     "random-split": implicit(attacks.random, target_mode="split"),
     "top_popular": implicit(attacks.top_popular),
+    "popular": implicit(attacks.popular),
+    "bandwagon": implicit(attacks.bandwagon),
+    "hcars_bandwagon": implicit(attacks.hcars_bandwagon),
+    "power_item": implicit(attacks.power_item, common=1),
+    "segment": implicit(attacks.segment),
+    "covisitation": implicit(attacks.covisitation),
+    "random-ratings": explicit(attacks.random),
+    "random-nuke": explicit(attacks.random, goal="demote"),
+    "random-noise": explicit(attacks.random, goal="availability")._replace(goal="availability"),
+    "average-ratings": explicit(attacks.average),
+    "popular-ratings": explicit(attacks.popular),
+    "bandwagon-ratings": explicit(attacks.bandwagon),
+    "top_popular-ratings": explicit(attacks.top_popular),
+    "segment-ratings": explicit(attacks.segment),
+    "random-sequence": sequence(attacks.random),
+    "popular-sequence": sequence(attacks.popular),
+    "middle-sequence": sequence(attacks.middle),
+    "power_item-sequence": sequence(attacks.power_item, common=1),
+    "covisitation-sequence": sequence(attacks.covisitation),
     "revadv-topk": Member(
         lambda counting: functools.partial(
             attacks.revadv,

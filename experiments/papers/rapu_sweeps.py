@@ -1,0 +1,161 @@
+"""RAPU (Zhang et al., KDD 2021), Table 5 and Figs. 2-4 and 6: targets, what the attacker sees, proxies, list length.
+
+All against WRMF on MovieLens-100K at 3%. Cells run as in rapu.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from experiments import report
+from experiments.papers.rapu import MAIN, PAPER, REST, K, hits, run
+from experiments.published import published
+from experiments.record import Record
+from experiments.study import Report, Spec, Study
+
+STRATA = ("most_popular", "popular", "ordinary", "unpopular", "most_unpopular")
+
+# ------------------------------------------------------------------------------------------------------- Table 5
+
+
+def table5_cells(quick: bool) -> list[Spec]:
+    """Five strata against WRMF at 3%."""
+    names, seeds = (("none", "random", "top-popular", "rapu-r"), 1) if quick else ((*MAIN, *REST), 3)
+    return [
+        {
+            "study": "rapu-table5",
+            "data": "ml",
+            "attack": name,
+            "stratum": stratum,
+            "seed": seed,
+            "victims": ["WRMF"],
+        }
+        for seed in range(seeds)
+        for name in names
+        for stratum in STRATA
+    ]
+
+
+def table5_report(records: list[Record], folder: Path) -> Report:
+    """A row an attack, a column a stratum; ours and the published figure."""
+    keys = ("Most Pop.", "Popular", "Ordinary", "Unpopular", "Most Unp.")
+    header = ["attack", "seeds", *(f"{key} ours / published" for key in keys)]
+    rows, lines = [], {}
+    for attack in (*MAIN, *REST):
+        cells, seeds = [], 0
+        for stratum, key in zip(STRATA, keys, strict=True):
+            found = list(hits(records, attack=attack, stratum=stratum).get("WRMF", {}).values())
+            seeds = max(seeds, len(found))
+            paper = published("rapu", "table5", "values", PAPER[attack], key) if attack in PAPER else None
+            cells.append(f"{report.interval(found, 3, 'mean')} / {'-' if paper is None else f'{paper:.4f}'}")
+            lines.setdefault(attack, []).append(float(np.mean(found)) if found else np.nan)
+        rows += [[attack, str(seeds), *cells]] if seeds else []
+    made, axes = report.figure(width=7)
+    for attack, values in lines.items():
+        if not np.all(np.isnan(values)):
+            axes[0, 0].plot(keys, np.maximum(values, 1e-4), "o-", label=attack, markersize=4)
+    axes[0, 0].set(
+        yscale="log", ylabel=f"target HR@{K} (at least 1e-4)", title="WRMF, MovieLens-100K, 3% fake users"
+    )
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    notes = [
+        "means over seeds with 95% bootstrap intervals; five targets of the stratum drawn for each seed (the paper's "
+        "are not published)",
+    ]
+    picture = report.save(made, folder / "rapu-table5.png")
+    return Report("RAPU, Table 5: popularity of the targets", header, rows, notes, [picture])
+
+
+# -------------------------------------------------------------------------------------------------- Figs. 2-4, 6
+
+SWEEPS: dict[str, list[dict[str, Any]]] = {
+    "removed": [{"rho": rho, "pert": 0.0} for rho in (1.0, 0.9, 0.8, 0.7, 0.6)],
+    "perturbed": [{"rho": 1.0, "pert": pert} for pert in (0.0, 0.05, 0.1, 0.15, 0.2)],
+    "proxies": [{"budget": budget} for budget in (0, 20, 40, 60, 80, 100)],
+    "length": [{"lengths": [10, 20, 30, 40, 50]}],
+}
+LINES = ("random", "top-popular", "revadv", "rapu-g", "rapu-r")
+
+
+def figs_cells(quick: bool) -> list[Spec]:
+    """Sweeps over what is removed, what is false, the proxies and the length of the list; WRMF, 3%."""
+    names, seeds = (("random", "rapu-r"), 1) if quick else (LINES, 3)
+    return [
+        {
+            "study": "rapu-figs",
+            "data": "ml",
+            "attack": name,
+            "seed": seed,
+            "sweep": sweep,
+            "victims": ["WRMF"],
+            **at,
+        }
+        for seed in range(seeds)
+        for sweep, values in SWEEPS.items()
+        for name in names
+        for at in values
+    ]
+
+
+def figs_report(records: list[Record], folder: Path) -> Report:
+    """One panel a sweep."""
+    header, rows = ["sweep", "at", "attack", "seeds", "HR ours"], []
+    made, axes = report.figure(2, 2)
+    for axis, (sweep, values) in zip(axes.flat, SWEEPS.items(), strict=True):
+        for attack in LINES:
+            points: dict[float, list[float]] = {}
+            for at in values:
+                for k in at.get("lengths", [K]):
+                    found = hits(records, at=k, attack=attack, sweep=sweep, **at).get("WRMF", {})
+                    if found:
+                        points[k if "lengths" in at else _at(sweep, at)] = list(found.values())
+            for place, found in points.items():
+                rows.append([sweep, f"{place:g}", attack, str(len(found)), report.interval(found, 4, "mean")])
+            if points:
+                axis.plot(
+                    list(points),
+                    [np.mean(found) for found in points.values()],
+                    "o-",
+                    label=attack,
+                    markersize=4,
+                )
+        axis.set(xlabel=sweep, ylabel="target HR")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    notes = [
+        "means over seeds with 95% bootstrap intervals; the paper has these as figures only, without numbers"
+    ]
+    return Report(
+        "RAPU, Figs. 2, 3, 4 and 6", header, rows, notes, [report.save(made, folder / "rapu-figs.png")]
+    )
+
+
+def _at(sweep: str, at: Mapping[str, Any]) -> float:
+    return {
+        "removed": lambda: 1 - at["rho"],
+        "perturbed": lambda: at["pert"],
+        "proxies": lambda: at["budget"],
+    }[sweep]()
+
+
+STUDIES = (
+    Study(
+        "rapu-table5",
+        "RAPU, Table 5: targets of five popularity strata",
+        table5_cells,
+        run,
+        table5_report,
+        (90, 5),
+    ),
+    Study(
+        "rapu-figs",
+        "RAPU, Figs. 2-4 and 6: removal, perturbation, proxies and list length",
+        figs_cells,
+        run,
+        figs_report,
+        (150, 5),
+    ),
+)
