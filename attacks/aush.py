@@ -104,7 +104,7 @@ def aush(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range, or without a use here.
 
-    Reference: Lin et al., CIKM 2020, section 3, and released code (XMUDM/ShillingAttack).
+    Reference: Lin et al., CIKM 2020, and released code (XMUDM/ShillingAttack).
 
     **Differs from the paper:** B counts the selected items too, so that attacks compare; several targets are all rated
     r_max; demotion, clicks and the rule for selected items (likes are ratings from the middle of the grid on, ties by

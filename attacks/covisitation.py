@@ -96,19 +96,20 @@ def covisitation(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range, or without a use on the track.
 
-    Reference: Yang, Gong, Cai, NDSS 2017; Song et al., ICDE 2020, section IV-B; Zhang et al., KDD 2021, section 5.1.
+    Reference: Yang, Gong, Cai, NDSS 2017; Song et al. (PoisonRec), ICDE 2020, attack baselines; Zhang et al. (RAPU),
+        KDD 2021, baselines.
 
     **Differs from the paper:** the target's visits are taken at their final value, which couples no costs and keeps the
     promise (`n_a` is never too small). In a sequence of pairs an anchor's n pairs make up to `2 n` co-visits, one less
     for each profile that ends with one of them: `g(n) = 2 n - ceil(n / (C / 2))` for an even C, `2 n` for an odd one.
-    On rows `g(n) = n`, and several targets are to be shown together (`theta_a` is then the `K - T + 1`-th best and `n_a`
-    the largest over the targets). There nothing is promised: costs are those of pairs injected by themselves, but the
-    anchors of one row co-visit each other too and can fill each other's lists. Demotion (the paper's other attack) is
-    not offered.
+    On rows `g(n) = n`, and several targets are to be shown together (`theta_a` is then the `K - T + 1`-th best and
+    `n_a` the largest over the targets). There nothing is promised: costs are those of pairs injected by themselves,
+    but the anchors of one row co-visit each other too and can fill each other's lists. Demotion (the paper's other
+    attack) is not offered.
 
     **How it is detected and what mitigates it:** a few anchors get many co-visits with one target that hardly anybody
-    else makes, alternating in a sequence; the paper bounds co-visits per account and weighs them by the account's
-    history. Lists by more than counted pairs (time, purchases) and limits on new accounts raise the cost.
+    else makes, alternating in a sequence, which a count per account and pair shows. Bounding what one account adds to
+    a pair, weighing it by the account's history and limits on new accounts raise the cost.
 
     >>> train = Interactions.from_arrays([0, 0, 1, 1, 2], [0, 1, 0, 2, 3], time=[1, 2, 3, 4, 5], track="sequence")
     >>> attack = covisitation(fakes=1, clicks=4, track="sequence", k=1)

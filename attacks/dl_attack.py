@@ -108,7 +108,7 @@ def dl_attack(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range, or without a use here.
 
-    Reference: Huang et al., NDSS 2021, sections IV-V, and a copy of its main script (which has kappa 0, delta 1).
+    Reference: Huang et al., NDSS 2021, and a copy of its main script (which has kappa 0 and delta 1).
 
     **Differs from the paper:** users are sampled in each step; `log sigmoid` is computed from the score, where the code
     adds 1e-12; lambda is relative to the summed training loss; every fake user's training starts from the same key,
@@ -116,7 +116,7 @@ def dl_attack(
     kept; several targets are promoted by the sum of their losses. It promotes clicks only.
 
     **How it is detected and what mitigates it:** profiles follow the model's own predictions, so that detectors by
-    rating statistics find few of them (the paper's section VI), but all fake users share the targets and, at delta
+    rating statistics find few of them (the paper), but all fake users share the targets and, at delta
     near 1, most fillers: near-duplicates. Limits on new accounts, and training that a few users cannot sway, bound the
     effect.
 

@@ -112,7 +112,7 @@ def srwa(
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range, or without a use here.
 
-    Reference: Fang, Yang, Gong, Liu, ACSAC 2018, sections 4-5.
+    Reference: Fang, Yang, Gong, Liu, ACSAC 2018.
 
     **Differs from the paper:** users are sampled, anew for each fake user; the gradient comes from a Neumann series
     with the walk's own matrix, not from a dense inverse; weights start at 0, and those left at 0 rank by their last
@@ -121,7 +121,7 @@ def srwa(
     enough. Edges only add mass to a target: demotion is not offered.
 
     **How it is detected and what mitigates it:** all fake users rate the targets and share their fillers, so they are
-    near-duplicates; the paper trains a classifier on rating statistics and finds that it catches part of them only.
+    near-duplicates; the paper's classifier on rating statistics catches part of them only.
     Walks weighted by the age of an account, and limits on new accounts, bound the effect.
 
     >>> train = Interactions.from_dense((jnp.arange(48).reshape(6, 8) % 3 == 0).astype(float))

@@ -1,4 +1,4 @@
-"""Templates: profiles cut from those of real users, as AUSH uses them (Lin et al., CIKM 2020, section 3.2).
+"""Templates: profiles cut from those of real users, as AUSH uses them (Lin et al., CIKM 2020).
 
 A template is a real user with enough ratings. Some of them, drawn, are kept as *fillers*; the *selected* items, which
 the targets' audience likes, are left to whoever writes the profile. Everything works under `jit` and `vmap`.
