@@ -133,19 +133,47 @@ def recnum(
 
     def read(found: Block) -> Bool[Array, "B T"]:
         item, offered = candidates.item[found.users], candidates.offered[found.users]
-        own = found.raw[:, targets]
-        other = jnp.where(offered, jnp.take_along_axis(found.raw, item, axis=1), -jnp.inf)
-        above = _above(own, targets[None], other, item, ties == "worst") & offered[:, None]
-        among = _above(own, targets[None], own, jnp.broadcast_to(targets, own.shape), False)
-        unseen = ~found.seen[:, targets]
-        among &= unseen[:, None]  # a target that is not shown takes no place
-        place = jnp.sum(above, 2) + jnp.sum(among, 2)
+        other = jnp.take_along_axis(found.raw, item, axis=1)
         sane = ~jnp.any(jnp.isnan(found.raw), axis=1, keepdims=True)
-        return (place < k) & unseen & sane
+        own, seen = found.raw[:, targets], found.seen[:, targets]
+        return sane & among_best(own, other, targets, item, offered, seen, k=k, ties=ties)
 
     shown = over_users(scores, train, read, block=block)
     per_target = jnp.sum(shown, 0, dtype=jnp.int32)
     return RecNum(jnp.sum(per_target), per_target, min(k, targets.shape[0]) * train.users)
+
+
+def among_best(
+    own: Float[Array, "B T"],
+    other: Float[Array, "B C"],
+    targets: Int[Array, " T"],
+    item: Int[Array, "B C"],
+    offered: Bool[Array, "B C"],
+    seen: Bool[Array, "B T"],
+    *,
+    k: int,
+    ties: Literal["id", "worst"] = "id",
+) -> Bool[Array, "B T"]:
+    """Which targets are among the `k` best of what each user is offered, from the scores of these items alone.
+
+    Args:
+        own, other: scores of the targets and of the candidates.
+        targets: (T,) item ids.
+        item, offered: the users' rows of `Candidates`.
+        seen: targets that a user has clicked: they are not shown and take no place.
+        k, ties: as in `recnum`.
+
+    >>> one = lambda *values: jnp.array([values])
+    >>> among_best(one(2.0), one(3.0, 1.0), jnp.array([5]), one(0, 1), one(True, True), one(False), k=1).tolist()
+    [[False]]
+    """
+    other = jnp.where(offered, other, -jnp.inf)
+    above = _above(own, targets[None], other, item, ties == "worst") & offered[:, None]
+    among = _above(own, targets[None], own, jnp.broadcast_to(targets, own.shape), False)
+    among &= ~seen[:, None]
+    place = jnp.sum(above, 2) + jnp.sum(among, 2)
+    sane = ~jnp.any(jnp.isnan(own), axis=1) & ~jnp.any(jnp.isnan(other), axis=1)
+    return (place < k) & ~seen & sane[:, None]
 
 
 def _above(
