@@ -1,0 +1,167 @@
+"""The black-box protocol: three adapters that agree, the query counter, explanations, and an attack that plays."""
+
+import json
+import urllib.error
+import urllib.request
+
+import numpy as np
+import pytest
+
+import attacks
+from attacks.blackbox import OverBudget, Unexplained
+from models import external
+from models.data import Interactions, Profiles, new_items
+from models.itempop import itempop
+
+USERS, ITEMS, TARGETS = 10, 12, [12, 13, 14]
+
+
+@pytest.fixture(scope="module")
+def train():
+    rng = np.random.default_rng(0)
+    data = Interactions.from_arrays(
+        rng.integers(0, USERS, 60),
+        rng.integers(0, ITEMS, 60),
+        users=USERS,
+        items=ITEMS,
+        time=np.arange(60),
+        track="sequence",
+    )
+    return new_items(data, 3).data
+
+
+def popular(data, query):
+    """A victim in NumPy that counts."""
+    counts = np.bincount(np.asarray(data.item)[data.real()], minlength=data.items).astype(np.float32)
+    return (lambda users: np.tile(counts, (len(users), 1))), counts
+
+
+def explain(state, user, item):
+    return [user, item]
+
+
+ENVIRONMENT = attacks.environment(itempop(), candidates=ITEMS, k=4)
+
+
+@pytest.fixture
+def boxes(train, key):
+    """Our ItemPop in its environment and one in NumPy, with everything offered: the same system."""
+    return (
+        attacks.JaxBox(ENVIRONMENT, train, TARGETS, key, fakes=2, limit=3, explainer=explain),
+        attacks.Retrained(popular, train, TARGETS, key, candidates=None, k=4, limit=3, explainer=explain),
+    )
+
+
+def profiles(*rows):
+    return Profiles.from_clicks(rows, TARGETS, items=ITEMS + 3)
+
+
+def test_the_adapters_are_the_same_system_and_count_queries(boxes, train):
+    strong = profiles([12] * 20, [13] * 20)
+    with attacks.serve(boxes[1], items=ITEMS + 3) as url:
+        service = attacks.Service(url)
+        found = []
+        for box in (boxes[0], service):
+            assert isinstance(box, attacks.BlackBox)
+            clean = box.recnum()
+            box.inject(strong)
+            lists, worth = np.asarray(box.recommend(np.arange(USERS))), box.recnum()
+            assert (clean, worth) == (0.0, 2 * USERS)
+            assert np.isin(lists, TARGETS).sum() == worth
+            box.inject(profiles([0] * 20, [1] * 20))  # nothing of the last one stays
+            assert (box.recnum(), box.queries) == (0.0, 2)
+            assert np.asarray(box.explain(3, 5)).tolist() == [3, 5]
+            box.inject(strong)
+            with pytest.raises(OverBudget, match="3 queries"):
+                box.inject(strong)
+            found.append(np.where(lists < 0, -1, lists))
+    assert boxes[1].queries == 3
+    np.testing.assert_array_equal(*found)
+    seen = {(int(u), int(i)) for u, i in zip(train.user, train.item, strict=True)}
+    assert not any((user, item) in seen for user, row in enumerate(found[0].tolist()) for item in row)
+
+
+def test_a_service_says_what_is_wrong(train, key):
+    box = attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=2)
+    with attacks.serve(box, items=ITEMS + 3) as url:
+        service = attacks.Service(url)
+        with pytest.raises(ValueError, match=r"item 99 is outside 0\.\.14"):
+            service.inject(profiles([99], [0]))
+        with pytest.raises(Unexplained, match="explainer="):
+            service.explain(0, 1)
+        with pytest.raises(ValueError, match="nothing at /reset"):
+            service._ask("/reset", {})
+        with pytest.raises(ValueError, match="lacks something"):
+            service._ask("/recommend", {})
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(urllib.request.Request(f"{url}/inject", b"{"))
+        assert "no JSON" in json.load(refused.value)["error"]
+    with pytest.raises(OSError, match="refused"):
+        attacks.Service(url, timeout=5).recnum()
+    with pytest.raises(ValueError, match="http://"):
+        attacks.Service("localhost:80")
+
+
+def test_a_box_refuses(boxes, train, key):
+    ours, numpy = boxes
+    rows = Profiles.from_rows(np.eye(2, ITEMS + 3), TARGETS)
+    with pytest.raises(ValueError, match="click sequences"):
+        ours.inject(rows)
+    with pytest.raises(ValueError, match="made for 2"):
+        ours.inject(profiles([0]))
+    with pytest.raises(ValueError, match="expected an integer in"):
+        attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=0)
+    with pytest.raises(ValueError, match="limit is 0"):
+        attacks.Retrained(popular, train, TARGETS, key, candidates=4, limit=0)
+    assert ours.queries == numpy.queries == 0
+
+
+@pytest.mark.slow  # the example does it in every run
+def test_an_attack_plays_against_another_library(train, key):
+    """Nearest neighbors of `implicit`: every trial is a training of the library."""
+    pytest.importorskip("implicit")
+    victim = external.implicit_knn(neighbors=5)
+    box = attacks.Retrained(
+        lambda data, query: external.fit(victim, data, query).scores, train, TARGETS, key, candidates=6, k=3
+    )
+    learner = attacks.poisonrec_learner(fakes=2, clicks=4, sets=3, steps=2, width=4)
+    played = attacks.play(learner, box, key, train.popularity(), TARGETS)
+    assert box.queries == learner.threat.queries == 6
+    played.profiles.validate(clicks=4, fakes=2)
+    assert {name: len(values) for name, values in played.history.items()} == dict.fromkeys(
+        ("loss", "mean_reward", "best_reward", "target_share"), 2
+    )
+    box.inject(played.profiles)
+    assert box.recnum() == played.history["best_reward"].max()
+
+
+def test_playing_is_asking_and_telling_with_demotion_as_the_negative(train, key):
+    class Witness(attacks.Retrained):
+        seen = ()
+
+        def inject(self, profiles):
+            self.seen = (*self.seen, profiles)
+            super().inject(profiles)
+
+    learner = attacks.poisonrec_learner(fakes=2, clicks=20, sets=3, steps=5, width=4, goal="demote")
+    box = Witness(popular, train, TARGETS, key, candidates=None, k=4)
+    told = []
+    played = attacks.play(learner, box, key, train.popularity(), TARGETS, steps=2, progress=told.append)
+    assert box.queries == 6  # three a step
+    assert [block.done for block in told] == [0, 1, 2]
+    worth = []
+    for trial in box.seen[:6]:
+        trial.validate(clicks=20, fakes=2)
+        box.inject(trial)
+        worth.append(-box.recnum())
+    assert min(worth) < max(worth)
+    np.testing.assert_allclose(played.history["mean_reward"], np.reshape(worth, (2, 3)).mean(1))
+    np.testing.assert_array_equal(played.profiles.clicks, box.seen[int(np.argmax(worth))].clicks)
+
+
+def test_play_refuses_a_fraction_without_users_and_bad_targets(train, key, boxes):
+    learner = attacks.poisonrec_learner(fakes=0.2, clicks=4)
+    with pytest.raises(ValueError, match="give users="):
+        attacks.play(learner, boxes[1], key, train.popularity(), TARGETS)
+    with pytest.raises(ValueError, match="outside"):
+        attacks.play(learner, boxes[1], key, train.popularity(), [99], users=10)
