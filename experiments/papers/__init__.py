@@ -1,10 +1,31 @@
 """One file a paper or question: its tables and figures as studies."""
 
-from experiments.papers import clean, estimators, ncf, peers, revadv
+from experiments.papers import (
+    clean,
+    detectability,
+    estimators,
+    peers,
+    poisonrec,
+    rapu,
+    rapu_sweeps,
+    revadv,
+    revadv_gowalla,
+)
 from experiments.study import Study
 
 STUDIES: dict[str, Study] = {
     study.name: study
-    for study in (*clean.STUDIES, *ncf.STUDIES, *peers.STUDIES, *revadv.STUDIES, *estimators.STUDIES)
+    for paper in (
+        clean,
+        peers,
+        revadv,
+        revadv_gowalla,
+        rapu,
+        rapu_sweeps,
+        poisonrec,
+        detectability,
+        estimators,
+    )
+    for study in paper.STUDIES
 }
 """Every study, by name."""

@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 
 import attacks
+from attacks.environment import environment
 from models.data import Interactions, inject
+from models.itempop import itempop
+from models.ncf import gmf
 from models.wrmf import wrmf
 
 USERS, ITEMS, FAKES, TARGETS, CLICKS = 8, 10, 3, 2, 4
@@ -22,13 +25,15 @@ GRID = attacks.Ratings(1.0, 5.0, 1.0)
 class Member(NamedTuple):
     """An attack of the family: `make(counting)(**budget of its track)`, given a surrogate that costs nothing.
 
-    `budgets` are what it is tried with: none at all and all there is for everybody, fewer values where a call is dear.
+    `budgets` are what it is tried with: some, none at all and all there is. Where compiling is dear, what comes after
+    the first is left to `make test-all`.
     """
 
     make: Callable[[Any], Callable[..., attacks.Attack]]
     track: Literal["implicit", "explicit", "sequence"] = "implicit"
     budgets: tuple[int | None, ...] = (0, 4, ALL)
     goal: str = "promote"
+    dear: bool = False
 
 
 def implicit(factory, **settings):
@@ -43,6 +48,14 @@ def explicit(factory, **settings):
 def sequence(factory, **settings):
     return Member(
         lambda counting: functools.partial(factory, track="sequence", **settings), "sequence", (1, 9)
+    )
+
+
+def against(factory, **settings):
+    """An attack on a black box."""
+    box = environment(itempop(), candidates=3, k=2)
+    return Member(
+        lambda counting: functools.partial(factory, box, **settings), "sequence", (CLICKS, 1, 9), dear=True
     )
 
 
@@ -73,6 +86,25 @@ MEMBERS = {
     "middle-sequence": sequence(attacks.middle),
     "power_item-sequence": sequence(attacks.power_item, common=1),
     "covisitation-sequence": sequence(attacks.covisitation),
+    "srwa": implicit(attacks.srwa, steps=2, sweeps=3, users=5, k=3, stages=2)._replace(
+        budgets=(4, 0, ALL), dear=True
+    ),
+    "srwa-ratings": explicit(attacks.srwa, steps=2, sweeps=3, users=5, k=3, stages=2)._replace(dear=True),
+    "aush": implicit(attacks.aush, steps=1, selected=2)._replace(budgets=(4, 0, ALL), dear=True),
+    "aush-nuke": explicit(attacks.aush, steps=1, selected=2, goal="demote")._replace(dear=True),
+    "dl_attack": implicit(
+        attacks.dl_attack,
+        surrogate=gmf(factors=2, epochs=1, batch=None, negatives=1),
+        rounds=1,
+        users=2,
+        k=3,
+        stages=1,
+    )._replace(budgets=(4, 0, ALL), dear=True),
+    "rapu_r": implicit(attacks.rapu_r, surrogate=wrmf(factors=2, epochs=2, form="dense"), pool=0.5)._replace(
+        budgets=(4, 0, ALL), dear=True
+    ),
+    "poisonrec": against(attacks.poisonrec, steps=2, sets=3, width=4),
+    "appgrad": against(attacks.appgrad, queries=8, directions=2),
     "revadv-topk": Member(
         lambda counting: functools.partial(
             attacks.revadv,
@@ -83,14 +115,22 @@ MEMBERS = {
         ),
         budgets=(4,),
     ),
-    "revadv-threshold": learned(attacks.revadv, momentum=0.0)._replace(budgets=(0, 4, ALL, None)),
-    "revadv-clicks": learned(attacks.revadv, projection="topk", click_targets=True),
+    "revadv-threshold": learned(attacks.revadv, momentum=0.0)._replace(budgets=(4, 0, ALL, None), dear=True),
+    "revadv-clicks": learned(attacks.revadv, projection="topk", click_targets=True)._replace(
+        budgets=(4, 0, ALL), dear=True
+    ),
     "revadv-demote": learned(attacks.revadv, projection="topk", goal="demote")._replace(budgets=(4,)),
     "revadv-availability": learned(attacks.revadv, projection="topk", goal="availability")._replace(
         budgets=(4, ITEMS), goal="availability"
     ),
 }
-FAMILY = [(name, budget) for name, member in MEMBERS.items() for budget in member.budgets]
+FAMILY = [
+    pytest.param(
+        name, budget, marks=[pytest.mark.slow] if member.dear and number else [], id=f"{name}-{budget}"
+    )
+    for name, member in MEMBERS.items()
+    for number, budget in enumerate(member.budgets)
+]
 
 
 @pytest.fixture(scope="session")
@@ -146,7 +186,7 @@ def scenarios(track, goal):
     return jax.random.split(jax.random.key(7), SCENARIOS), stacked, jnp.asarray(targets, jnp.int32)
 
 
-@pytest.mark.parametrize(("name", "budget"), FAMILY, ids=str)
+@pytest.mark.parametrize(("name", "budget"), FAMILY)
 def test_profiles_are_legal_and_reproducible(made, name, budget):
     member, (attack, _) = MEMBERS[name], made(name, budget)
     keys, trains, targets = scenarios(member.track, member.goal)
@@ -169,7 +209,7 @@ def test_profiles_are_legal_and_reproducible(made, name, budget):
             assert np.isin(profiles.rows, np.append(0, np.arange(1, 6))).all(), f"scenario {number}"
 
 
-@pytest.mark.parametrize("name", [name for name in MEMBERS if name not in ("random-split", "revadv-clicks")])
+@pytest.mark.parametrize("name", [n for n, m in MEMBERS.items() if not m.dear])
 def test_injected_profiles_leave_the_real_users_alone(made, name):
     member = MEMBERS[name]
     budget = member.budgets[min(1, len(member.budgets) - 1)]

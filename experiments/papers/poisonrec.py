@@ -1,0 +1,288 @@
+"""PoisonRec (Song et al., ICDE 2020): Table III (RecNum of attacks on eight rankers), Table IV, Figs. 4 and 5.
+
+A ranker of a data set is trained once and then attacked by everybody: what is random in it (candidates, initial
+parameters) is the same for all attacks of a seed. Data whose order is not known (Steam, Phone, MovieLens-1M here) have
+no cells of the two rankers that learn from order.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Int
+
+import attacks
+from attacks import poisonrec as poisonrec_module
+from attacks.attack import Attack
+from attacks.environment import Environment, World, environment
+from experiments import report
+from experiments.published import published
+from experiments.record import Record
+from experiments.study import Report, Spec, Study
+from models import registry
+from models.data import Interactions, Profiles, new_items
+from models.data.protocols import prepared
+
+FAKES, CLICKS, TARGETS, DRAWS = 20, 20, 8, 10
+DATA = {
+    "clothing": ("poisonrec-clothing", "Clothing", True),
+    "steam": ("poisonrec-steam", "Steam", False),
+    "phone": ("poisonrec-phone", "Phone", False),
+    "ml-1m": ("poisonrec-ml-1m", "MovieLens", False),
+}
+"""Preset, the paper's name, and whether the order of the events is known."""
+RANKERS: dict[str, tuple[str, str | None]] = {
+    "ItemPop": ("itempop", None),
+    "CoVisitation": ("covisitation", None),
+    "PMF": ("pmf", "poisonrec"),
+    "BPR": ("bpr", None),
+    "NeuMF": ("neumf", "poisonrec"),
+    "AutoRec": ("autorec", "poisonrec"),
+    "GRU4Rec": ("gru4rec", "poisonrec"),
+    "NGCF": ("ngcf", "poisonrec"),
+}
+ORDERED = ("CoVisitation", "GRU4Rec")
+HEURISTICS = {"Random": "random", "Popular": "popular", "Middle": "middle", "PowerItem": "power_item"}
+ATTACKS = (*HEURISTICS, "ConsLOP", "AppGrad", "PoisonRec")
+DESIGNS = ("bcbt-popular", "bcbt-random", "bplain", "plain")
+STEPS = 100
+
+
+# ------------------------------------------------------------------------------------------------------- one cell
+
+
+@functools.lru_cache(maxsize=1)
+def _data(name: str) -> tuple[Interactions, Array, tuple[str, ...]]:
+    """Training events with the new items in the catalog, their ids, and notes."""
+    made = prepared(DATA[name][0])
+    assert made.data.split is not None
+    train, targets = new_items(made.data.split.train, TARGETS)
+    assert isinstance(train, Interactions)
+    return train, targets, made.notes
+
+
+@functools.lru_cache(maxsize=8)
+def _box(ranker: str) -> Environment:
+    name, preset = RANKERS[ranker]
+    return environment(registry.make(name, preset))
+
+
+@functools.lru_cache(maxsize=1)
+def _world(data: str, ranker: str, seed: int) -> World:
+    """The clean ranker and the candidates of a seed, shared by all attacks."""
+    train, targets, _ = _data(data)
+    key = jax.random.fold_in(jax.random.key(seed), 0)
+    return jax.block_until_ready(_box(ranker).open(key, train, targets, FAKES))
+
+
+def attack_of(name: str, box: Environment, design: str, steps: int) -> Attack:
+    """The attack of a row; those that ask have the same number of queries."""
+    spent: dict[str, Any] = {"fakes": FAKES, "clicks": CLICKS}
+    if name in HEURISTICS:
+        return getattr(attacks, HEURISTICS[name])(track="sequence", **spent)
+    if name == "ConsLOP":
+        return attacks.covisitation(track="sequence", **spent)
+    if name == "AppGrad":
+        return attacks.appgrad(box, **spent, queries=32 * steps)
+    return attacks.poisonrec(box, design=design, steps=steps, **spent)  # type: ignore[arg-type]
+
+
+def run(spec: Spec) -> dict[str, Any]:
+    """RecNum without an attack and with one: the mean over ten draws (of the profiles, or of the final policy)."""
+    train, targets, notes = _data(spec["data"])
+    box, world = _box(spec["ranker"]), _world(spec["data"], spec["ranker"], spec["seed"])
+    attack = attack_of(
+        spec["attack"], box.at(world), spec.get("design", DESIGNS[0]), spec.get("steps", STEPS)
+    )
+    key, for_draws, for_rewards = jax.random.split(jax.random.fold_in(jax.random.key(spec["seed"]), 1), 3)
+    found: dict[str, Any] = {
+        "notes": list(notes),
+        "clean": float(box.clean(world).recnum),
+        "users": train.users,
+    }
+    if attack.steps:
+        last: dict[str, Any] = {}
+        done = attacks.run(
+            attack, key, train, targets, on_block=lambda block: last.update(state=block.state) or False
+        )
+        clicks = _final(spec["attack"], last["state"], for_draws, done.profiles)
+        found |= {name: np.asarray(values).tolist() for name, values in done.history.items()}
+        best = box.judge(world, _clicks(done.profiles), for_rewards)
+        found |= {"best": float(best.recnum), "craft_seconds": done.seconds}
+    else:
+        keys = jax.random.split(for_draws, DRAWS)
+        clicks = jnp.stack([_clicks(attack(one, train, targets)) for one in keys])
+    rewards = jax.jit(box.rewards)(world, clicks, for_rewards).recnum
+    share = np.isin(np.asarray(clicks), np.asarray(targets)).mean()
+    return {
+        **found,
+        "recnum": float(jnp.mean(rewards)),
+        "draws": np.asarray(rewards).tolist(),
+        "share": float(share),
+    }
+
+
+def _final(name: str, state: Any, key: Array, best: Profiles) -> Int[Array, "M N T"]:
+    """What is reported: fresh sets of the final policy; AppGrad ends with one set."""
+    if name != "PoisonRec":
+        return _clicks(best)[None]
+    return poisonrec_module.fresh(state.own, key, sets=DRAWS)
+
+
+def _clicks(profiles: Profiles) -> Int[Array, "N T"]:
+    assert profiles.clicks is not None  # sequences
+    return profiles.clicks
+
+
+# ------------------------------------------------------------------------------------------------------ Table III
+
+
+def table3_cells(quick: bool) -> list[Spec]:
+    """The data whose order is known first; all attacks of a ranker together, because they share its training."""
+    if quick:
+        return [_cell("steam", "ItemPop", name, 0, 5) for name in ATTACKS]
+    return [
+        _cell(data, ranker, attack, seed, STEPS)
+        for seed in range(3)
+        for data, (_, _, ordered) in DATA.items()
+        for ranker in RANKERS
+        for attack in ATTACKS
+        if ordered or (ranker not in ORDERED and attack != "ConsLOP")
+    ]
+
+
+def _cell(data: str, ranker: str, attack: str, seed: int, steps: int) -> Spec:
+    spec = {"study": "poisonrec-table3", "data": data, "ranker": ranker, "attack": attack, "seed": seed}
+    return spec if attack in HEURISTICS or attack == "ConsLOP" else {**spec, "steps": steps}
+
+
+def _values(records: list[Record], name: str, **wanted: Any) -> list[float]:
+    return [r.result[name] for r in records if all(r.spec.get(k) == v for k, v in wanted.items())]
+
+
+def table3_report(records: list[Record], folder: Path) -> Report:
+    """A row a ranker of a data set, a column an attack: ours / published."""
+    header, rows, best = ["data", "ranker", "seeds", "clean", *ATTACKS], [], dict.fromkeys(HEURISTICS, 0)
+    for data, (_, paper, _) in DATA.items():
+        for ranker in RANKERS:
+            mine = {
+                attack: _values(records, "recnum", data=data, ranker=ranker, attack=attack)
+                for attack in ATTACKS
+            }
+            if not any(mine.values()):
+                continue
+            shown = [
+                f"{report.interval(values, 0, 'mean')} / "
+                f"{published('poisonrec', 'table3', 'values', paper, ranker, attack):,}"
+                for attack, values in mine.items()
+            ]
+            clean = report.interval(_values(records, "clean", data=data, ranker=ranker), 0, "mean")
+            rows.append([data, ranker, str(max(map(len, mine.values()))), clean, *shown])
+            means = {name: np.mean(mine[name]) for name in HEURISTICS if mine[name]}
+            if len(means) == len(HEURISTICS) and max(means.values()) > 0:
+                best[max(means, key=lambda name: means[name])] += 1
+    notes = [
+        "RecNum, ours / published; means over seeds, each the mean of ten draws (PoisonRec: of its final policy; "
+        "AppGrad: its best set); 20 attackers, 20 clicks each, 8 new items, 92 + 8 candidates, lists of 10",
+        "the paper states neither the number of training steps nor the epochs of an update: ours are "
+        f"{STEPS} (or those of the record) and 10",
+        "steps in the records: "
+        + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
+        "best of the four heuristics (Table IV), ours: "
+        + ", ".join(f"{name} {count}" for name, count in best.items())
+        + "; paper: "
+        + ", ".join(
+            f"{name} {published('poisonrec', 'table4', 'values', name, 'All')}" for name in HEURISTICS
+        ),
+    ]
+    for record in records:
+        notes += [f"{record.spec['data']}: {text}" for text in record.result["notes"]]
+    return Report(
+        "PoisonRec, Table III", header, rows, list(dict.fromkeys(notes)), _pictures(records, folder)
+    )
+
+
+def _pictures(records: list[Record], folder: Path) -> list[Path]:
+    """Learning curves (Fig. 4) and ratios of clicks on targets (Fig. 5)."""
+    learned = [r for r in records if r.spec["attack"] == "PoisonRec"]
+    if not learned:
+        return []
+    made, axes = report.figure(1, 2, width=6)
+    for ranker in RANKERS:
+        for name, axis in (("mean_reward", axes[0, 0]), ("target_share", axes[0, 1])):
+            for data in DATA:
+                curves = [
+                    r.result[name] for r in learned if (r.spec["ranker"], r.spec["data"]) == (ranker, data)
+                ]
+                if curves:
+                    scale = 1 / (TARGETS * learned[0].result["users"]) if name == "mean_reward" else 1
+                    report.curves(axis, {f"{ranker}, {data}": (scale * np.array(curves)).tolist()})
+    axes[0, 0].set(xlabel="training step", ylabel="RecNum / 8U", title="PoisonRec")
+    axes[0, 1].set(xlabel="training step", ylabel="clicks on targets", ylim=(0, 1))
+    axes[0, 1].legend(frameon=False, fontsize=7)
+    return [report.save(made, folder / "poisonrec-table3.png")]
+
+
+# ---------------------------------------------------------------------------------------------------------- Fig. 4
+
+
+def designs_cells(quick: bool) -> list[Spec]:
+    """The four action spaces on Steam."""
+    rankers, steps = (("ItemPop",), 5) if quick else (("ItemPop", "PMF", "BPR"), STEPS)
+    return [
+        {**_cell("steam", ranker, "PoisonRec", seed, steps), "study": "poisonrec-designs", "design": design}
+        for seed in range(1 if quick else 2)
+        for ranker in rankers
+        for design in DESIGNS
+    ]
+
+
+def designs_report(records: list[Record], folder: Path) -> Report:
+    """A learning curve a design."""
+    header, rows = (
+        ["ranker", "design", "seeds", "RecNum, final policy", "best set", "clicks on targets", "s / step"],
+        [],
+    )
+    rankers = list(dict.fromkeys(r.spec["ranker"] for r in records))
+    made, axes = report.figure(1, len(rankers))
+    for column, ranker in enumerate(rankers):
+        for design in DESIGNS:
+            found = [r.result for r in records if (r.spec["ranker"], r.spec["design"]) == (ranker, design)]
+            if not found:
+                continue
+            means = [report.interval([r[name] for r in found], digits, "mean") for name, digits in _SHOWN]
+            pace = report.interval([r["craft_seconds"] / len(r["mean_reward"]) for r in found], 2, "mean")
+            rows.append([ranker, design, str(len(found)), *means, pace])
+            report.curves(axes[0, column], {design: [r["mean_reward"] for r in found]})
+        axes[0, column].set(title=f"{ranker}, Steam", xlabel="training step", ylabel="RecNum")
+    axes[0, 0].legend(frameon=False, fontsize=7)
+    notes = ["means over seeds; the paper shows curves only (its Fig. 4)"]
+    picture = report.save(made, folder / "poisonrec-designs.png")
+    return Report("PoisonRec: four action spaces", header, rows, notes, [picture])
+
+
+_SHOWN = (("recnum", 0), ("best", 0), ("share", 2))
+
+STUDIES = (
+    Study(
+        "poisonrec-table3",
+        "PoisonRec, Table III: attacks x rankers, RecNum",
+        table3_cells,
+        run,
+        table3_report,
+        (900, 6),
+    ),
+    Study(
+        "poisonrec-designs",
+        "PoisonRec, Fig. 4: four action spaces",
+        designs_cells,
+        run,
+        designs_report,
+        (120, 5),
+    ),
+)
