@@ -4,6 +4,7 @@ from experiments.papers import (
     clean,
     detectability,
     estimators,
+    ncf,
     peers,
     poisonrec,
     rapu,
@@ -17,6 +18,7 @@ STUDIES: dict[str, Study] = {
     study.name: study
     for paper in (
         clean,
+        ncf,
         peers,
         revadv,
         revadv_gowalla,
