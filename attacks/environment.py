@@ -23,11 +23,12 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from attacks.rankers import Offer, Ranker, Update, ranker
+from attacks.counted import Offer, Ranker
+from attacks.rankers import Update, ranker
 from bilevel.store import digest
 from models.data import Interactions, sample
 from models.evaluation.candidates import among_best, draw_candidates
-from models.recommender import Recommender
+from models.recommender import Recommender, given
 
 
 class World(NamedTuple):
@@ -65,6 +66,7 @@ class Environment:
         ranker: how the recommender is updated and read.
         open: `(key, train, targets, fakes) -> World`, trains the clean ranker; `fakes` is the number N of attackers.
         k: length of the lists.
+        sampled: whether some users are counted for all.
         block: users read at a time.
         at_once: sets of sequences judged side by side.
 
@@ -76,6 +78,7 @@ class Environment:
     ranker: Ranker
     open: Callable[[Key[Array, ""], Interactions, Int[Array, " T"], int], World]
     k: int
+    sampled: bool
     block: int
     at_once: int
 
@@ -156,6 +159,7 @@ def environment(
     *,
     update: Update = "poison",
     ft_epochs: int = 10,
+    ft_batch: int | None = None,
     candidates: int = 92,
     k: int = 10,
     users: int | None = None,
@@ -170,6 +174,8 @@ def environment(
         update: "poison": fine-tuned on the attackers' clicks only, who are new users; "replay": with the last T clicks
             of N real users, drawn anew each time, among them; "scratch": trained again on everything.
         ft_epochs: passes over the clicks of a fine-tuning, >= 1.
+        ft_batch: clicks of a step of it, >= 1; None: the model's own batch, which is often more than there are clicks:
+            then a pass is one step, and little moves. For models of sampled pairs (PMF, BPR, NeuMF, NGCF, ...) only.
         candidates: original items offered to each user besides the targets, at most I - T.
         k: length of the lists, >= 1.
         users: real users that are counted, drawn once; RecNum is then an estimate, with its standard error
@@ -182,7 +188,7 @@ def environment(
 
     Reference: Song et al., ICDE 2020, Alg. 1, eq. 1, section IV-A.
 
-    **Differs from the paper:** it states no number of epochs of an update; ours is 10, with fresh negatives, and the
+    **Differs from the paper:** it states neither epochs (10 here) nor batch of an update; negatives are fresh, and the
     targets are items like any other when negatives are drawn for the clean ranker. Candidates are drawn once and not
     "each time", so that attacks are compared on the same ones, and are items the user has not clicked. The counting
     rankers add the clicks. Sampled users are ours.
@@ -195,11 +201,11 @@ def environment(
     (Array(2., dtype=float32), Array(0., dtype=float32))
     """
     config = dict(locals())
-    numbers = {"candidates": candidates, "k": k, "block": block, "at_once": at_once}
-    for name, value in numbers.items() | ({} if users is None else {"users": users}).items():
+    numbers = {"candidates": candidates, "k": k, "block": block, "at_once": at_once} | given(users=users)
+    for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name} is {value!r}; expected an integer >= 1")
-    inside = ranker(model, update=update, epochs=ft_epochs)
+    inside = ranker(model, update=update, epochs=ft_epochs, batch=ft_batch)
 
     def open_(key, train: Interactions, targets: Int[Array, " T"], fakes: int) -> World:
         if users is not None and users > train.users:
@@ -215,4 +221,4 @@ def environment(
         known = sample.clicked(sample.lists(train), chosen, own, train.items)
         return World(offer, drawn.offered[chosen], known, targets, jnp.asarray(float(train.users)), base)
 
-    return Environment("environment", config, inside, open_, k, block, at_once)
+    return Environment("environment", config, inside, open_, k, users is not None, block, at_once)

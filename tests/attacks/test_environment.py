@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 import bilevel
-from attacks import rankers
+from attacks import finetune
+from attacks.counted import Offer
 from attacks.environment import environment
 from models.autorec import autorec
 from models.bpr import bpr
@@ -77,7 +78,7 @@ def retold(model, base, train, clicks, key):
     params = params | {name: leaf.at[USERS:].set(next(rows)) for name, leaf in sorted(tables.items())}
     # AutoRec's rows are users without parameters: empty ones would be zeros to learn.
     first = 0 if model.name == "autorec" else USERS
-    alone = rankers._events(clicks, first=first, items=ITEMS)
+    alone = finetune.events(clicks, first=first, items=ITEMS)
     data = model.prepare(alone)
     if model.name == "gru4rec":
         data = data._replace(cumulative=model.prepare(poisoned).cumulative)
@@ -125,12 +126,12 @@ def test_every_ranker_is_updated_and_read_as_told_plainly(name, train, key):
 
 def test_a_network_is_read_at_the_candidates_as_everywhere(key):
     model = RANKERS["neumf"]
-    offer = rankers.Offer(jnp.array([3, 0]), jnp.array([[1, 14], [14, 2]]))
+    offer = Offer(jnp.array([3, 0]), jnp.array([[1, 14], [14, 2]]))
 
     @jax.jit
     def run(key):
         params = model.init(key, USERS, ITEMS, 0)
-        return rankers._read(model, params, offer), model.score(params, offer.users)
+        return finetune.read_few(model, params, offer), model.score(params, offer.users)
 
     few, every = run(key)
     np.testing.assert_allclose(few, np.take_along_axis(every, offer.item, axis=1), rtol=1e-5)
@@ -212,9 +213,16 @@ def test_alternating_beats_repeating_on_covisitation_by_brute_force(train, key):
     assert np.all(worth[pairs[:, 0] == pairs[:, 1]] == 0)
 
 
+def test_a_batch_of_a_fine_tuning_is_the_model_s_own_or_a_given_one():
+    own = finetune._passes(bpr(batch=1000), FAKES, ITEMS, 12, 10, None)
+    small = finetune._passes(bpr(batch=1000), FAKES, ITEMS, 12, 10, 5)
+    assert (own.steps, small.steps) == (10, 30)
+    assert (small.batches.count, small.batches.size) == (12, 5)
+
+
 def test_replay_mixes_in_the_last_clicks_of_as_many_real_users(train):
-    new = rankers._events(POISON, first=USERS, items=ITEMS)
-    mixed = jax.jit(rankers._mixed, static_argnums=3)(jax.random.key(2), train, new, CLICKS)
+    new = finetune.events(POISON, first=USERS, items=ITEMS)
+    mixed = jax.jit(finetune.mixed, static_argnums=3)(jax.random.key(2), train, new, CLICKS)
     real = np.asarray(mixed.mask)
     user, item = np.asarray(mixed.user)[real], np.asarray(mixed.item)[real]
     assert np.all(np.diff(user) >= 0)
@@ -257,6 +265,8 @@ def test_replay_moves_the_real_users_whose_clicks_it_mixes_in_and_scratch_trains
         ({"model": autorec(by="item", epochs=2)}, 'update="scratch"'),
         ({"model": bpr(), "update": "all"}, "'replay'"),
         ({"model": bpr(), "ft_epochs": 0}, "ft_epochs"),
+        ({"model": bpr(), "ft_batch": 0}, "ft_batch"),
+        ({"model": autorec(), "ft_batch": 8}, "batches of clicks"),
         ({"model": bpr(), "candidates": 0}, "candidates"),
         ({"model": bpr(), "users": 0}, "users"),
     ],
