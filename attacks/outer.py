@@ -88,7 +88,9 @@ class Outer:
         fakes = self.threat.count(train.users)
         rows = start(rows, self.initial, key_rows, train, fakes, clicks=self.initial_clicks)
         rows = feasible(key_cut, rows, targets, budget=self.threat.budget, click_targets=self.click_targets)
-        rows = self.project(rows, train, targets) if self.project_first else rows
+        if self.project_first:  # what the rows leave open is filled, at random where the projection ties
+            chance = jax.random.uniform(jax.random.fold_in(key_cut, 1), rows.shape, rows.dtype)
+            rows = self.project(rows + 1e-6 * chance, train, targets)
         return State(self.descent.init(rows), key_train)
 
     def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
