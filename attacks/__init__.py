@@ -16,6 +16,8 @@ from attacks.heuristic import average, middle, random, top_popular
 from attacks.neighbors import power_item, segment
 from attacks.objective import make_objective, promotion
 from attacks.presets import revadv_preset
+from attacks.rapu_g import rapu_g
+from attacks.rapu_r import rapu_r
 from attacks.revadv import revadv
 from attacks.srwa import srwa
 from attacks.threat import Ratings, ThreatModel
@@ -38,6 +40,8 @@ __all__ = [
     "power_item",
     "promotion",
     "random",
+    "rapu_g",
+    "rapu_r",
     "revadv",
     "revadv_preset",
     "run",

@@ -42,6 +42,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "aush": attacks.aush,
     "dl-attack": attacks.dl_attack,
     "revadv": attacks.revadv,
+    "rapu-g": attacks.rapu_g,
+    "rapu-r": attacks.rapu_r,
 }
 
 
