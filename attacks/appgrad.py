@@ -74,7 +74,8 @@ def appgrad(
 
     Returns:
         An attack on the `"sequence"` track; `knowledge="items"`. Its profiles are the best set tried. History:
-        `mean_reward`, `best_reward` (of the step's trials), `target_share`, `loss` (`-mean_reward`), `grad_norm`.
+        `mean_reward`, `best_reward` (of the step's trials), `target_share`, `loss` (`-mean_reward`), `grad_norm`,
+        `lost` (share of users whose scores an update broke).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of its range.

@@ -123,7 +123,8 @@ def against(learner: AskTell, box: Environment, config: Mapping[str, Any]) -> At
     """An `Attack`: a learner that plays against an environment; pure, so that all of it compiles.
 
     Its state holds the environment's world, so `attacks.run` snapshots both. A world whose targets are not those of the
-    call gives NaN rewards, which the driver reports.
+    call gives NaN rewards, which the driver reports. To the learner's metrics it adds `lost`, see
+    `attacks.environment.Outcome`: above 0, the rewards are those of a system that the update broke.
 
     Args:
         learner: such as from `poisonrec_learner`.
@@ -148,7 +149,7 @@ def against(learner: AskTell, box: Environment, config: Mapping[str, Any]) -> At
         found = box.rewards(state.world, proposal.clicks, for_rewards)
         ours = jnp.all(state.world.targets == targets)
         own, metrics = learner.learn(state.own, proposal, sign * jnp.where(ours, found.recnum, jnp.nan))
-        return State(own, state.world, key), metrics
+        return State(own, state.world, key), metrics | {"lost": jnp.mean(found.lost)}
 
     def finish(state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
         return Profiles.from_clicks(learner.best(state.own).clicks, targets, items=train.items)

@@ -51,10 +51,13 @@ class World(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """`recnum`: the reward; `error`: its standard error where users are sampled, else 0."""
+    """`recnum`: the reward; `error`: its standard error where users are sampled, else 0; `lost`: share of users whose
+    scores are no numbers, because the update diverged: they see no target.
+    """
 
     recnum: Float[Array, ""]
     error: Float[Array, ""]
+    lost: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -106,14 +109,16 @@ class Environment:
         def shown(rows, offer, offered, known):
             scores = self.ranker.read(world.base, tuned, rows, offer)
             other, own, item = scores[:, :-T], scores[:, -T:], offer.item[:, :-T]
-            return jnp.sum(among_best(own, other, world.targets, item, offered, known, k=self.k), 1)
+            best = among_best(own, other, world.targets, item, offered, known, k=self.k)
+            return jnp.stack([jnp.sum(best, 1, dtype=float), jnp.any(jnp.isnan(scores), 1).astype(float)], 1)
 
-        hits = self._blocks(world, shown).astype(float)
-        n = hits.shape[0]
-        spread = world.users * jnp.sqrt(
-            jnp.maximum(1 - n / world.users, 0) * jnp.var(hits, ddof=int(n > 1)) / n
-        )
-        return Outcome(world.users * jnp.mean(hits), spread)
+        hits, lost = self._blocks(world, shown).T
+        n, total = hits.shape[0], jnp.sum(hits)
+        if not self.sampled:  # a whole number, which a division might spoil
+            return Outcome(total, jnp.zeros_like(total), jnp.mean(lost))
+        left = jnp.maximum(1 - n / world.users, 0)
+        spread = jnp.sqrt(left * jnp.var(hits, ddof=int(n > 1)) / n)
+        return Outcome(world.users * jnp.mean(hits), world.users * spread, jnp.mean(lost))
 
     @functools.partial(jax.jit, static_argnums=0)
     def lists(self, world: World, tuned: Any) -> Int[Array, "n K"]:
@@ -175,7 +180,8 @@ def environment(
             of N real users, drawn anew each time, among them; "scratch": trained again on everything.
         ft_epochs: passes over the clicks of a fine-tuning, >= 1.
         ft_batch: clicks of a step of it, >= 1; None: the model's own batch, which is often more than there are clicks:
-            then a pass is one step, and little moves. For models of sampled pairs (PMF, BPR, NeuMF, NGCF, ...) only.
+            then a pass is one step, and little moves. The learning rate stays the model's. For models of sampled pairs
+            (PMF, BPR, NeuMF, NGCF, ...) only.
         candidates: original items offered to each user besides the targets, at most I - T.
         k: length of the lists, >= 1.
         users: real users that are counted, drawn once; RecNum is then an estimate, with its standard error

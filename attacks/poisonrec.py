@@ -78,8 +78,8 @@ def poisonrec(
     Returns:
         An attack on the `"sequence"` track; `knowledge="popularity"`, `queries = sets * steps`. Its profiles are the
         best set tried in any step. Its history has `mean_reward` and `best_reward` (of the `sets` of the step),
-        `target_share` (clicks on targets, of all), `loss` (`-mean_reward`). The rewards of a step are those of the
-        policy after the updates before it.
+        `target_share` (clicks on targets, of all), `loss` (`-mean_reward`), `lost` (share of users whose scores an
+        update broke). The rewards of a step are those of the policy after the updates before it.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of its range.

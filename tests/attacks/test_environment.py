@@ -48,7 +48,7 @@ RANKERS = {
     "itempop": itempop(),
     "covisitation": covisitation(history=4),
     "covisitation-target": covisitation(normalization="target"),
-    "pmf": pmf(factors=3, **LEARNED),
+    "pmf": pmf(factors=3, learning_rate=0.3, **LEARNED),
     "bpr": bpr(factors=3, learning_rate=0.1, **LEARNED),
     "neumf": neumf(factors=3, tower=2, hidden=(3,), scale=0.5, learning_rate=0.1, **LEARNED),
     "autorec": autorec(hidden=3, learning_rate=0.1, **LEARNED),
@@ -120,7 +120,7 @@ def test_every_ranker_is_updated_and_read_as_told_plainly(name, train, key):
     np.testing.assert_allclose(found, expected, rtol=2e-4, atol=1e-5)
     assert np.any(clean != found)
     # RecNum is that of the evaluation, on the same candidates, and what the lists show.
-    assert float(outcome.error) == 0
+    assert (float(outcome.error), float(outcome.lost)) == (0, 0)
     assert int(outcome.recnum) == int(total) == np.isin(lists, TARGET_IDS).sum() <= 2 * USERS
 
 
@@ -211,6 +211,14 @@ def test_alternating_beats_repeating_on_covisitation_by_brute_force(train, key):
     assert worth.max() > 0
     assert np.all(target[best].sum(1) == 1)
     assert np.all(worth[pairs[:, 0] == pairs[:, 1]] == 0)
+
+
+@pytest.mark.slow
+def test_an_update_that_diverges_is_told(train, key):
+    box = make(pmf(factors=3, learning_rate=100.0, scale=1e-3, **LEARNED), ft_batch=1, ft_epochs=40)
+    world = box.open(key, train, TARGET_IDS, FAKES)
+    broken = box.judge(world, POISON, key)
+    assert (float(broken.recnum), float(broken.lost)) == (0, 1)
 
 
 def test_a_batch_of_a_fine_tuning_is_the_model_s_own_or_a_given_one():
