@@ -21,6 +21,7 @@ from experiments.pipeline import Case, judge, make_case, profile_facts, toy_case
 from experiments.record import Record, Records
 from models.data import PUBLISHED, Dataset, Profiles, pick_targets
 from models.recommender import Recommender
+from models.saved import facts
 
 
 class Campaign(NamedTuple):
@@ -134,7 +135,7 @@ def spec_of(campaign: Campaign, seed: int) -> dict[str, Any]:
     """The facts that make a repetition the one it is, in terms of JSON."""
     data = facts_of(campaign.data)
     attack = {**describe(campaign.attack), "steps": campaign.attack.steps}
-    victims = {name: {"name": model.name, **model.config} for name, model in campaign.victims.items()}
+    victims = {name: {"name": model.name, **facts(model.config)} for name, model in campaign.victims.items()}
     rest = {
         "targets": campaign.targets,
         "count": campaign.count,
@@ -182,7 +183,7 @@ def judge_again(
     case = case_of(again, seed)
     if np.asarray(case.targets).tolist() != meta["targets"]:
         raise ValueError(
-            f"{path}: its targets are {meta['targets']}, but the data give {case.targets.tolist()}"
+            f"{path}: its targets are {meta['targets']}, but the data give {np.asarray(case.targets).tolist()}"
         )
     return judged(again, case, profiles, say), length
 

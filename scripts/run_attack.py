@@ -163,7 +163,7 @@ def campaign_of(options: Options) -> Any:
     plan = Campaign(
         data=data,
         attack=attack,
-        victims={text: names.recommender(text) for text in options.victim},
+        victims={text: names.recommender(text, data) for text in options.victim},
         targets=options.targets or ("toy" if data is None else "head"),
         count=options.target_count,
         split=options.split,
@@ -187,7 +187,7 @@ def attack_of(options: Options, data: Any) -> Any:
         given["ratings"] = ratings_of(data)
     if names.has(options.attack, "k"):
         given["k"] = options.k
-    models = [names.recommender(text) for text in options.surrogate]
+    models = [names.recommender(text, data) for text in options.surrogate]
     surrogate: Any = models[0] if len(models) == 1 else models or None
     if options.preset is None:
         return names.attack(options.attack, surrogate=surrogate, **given)
@@ -249,8 +249,9 @@ def again(path: Path, options: Options, say) -> None:
     if extra or options.surrogate or options.attack != "revadv":
         named = ", ".join(extra or ["attack or surrogate"])
         raise ValueError(f"--profiles judges what was crafted before and has no use for {named}")
-    victims = {text: names.recommender(text) for text in options.victim}
-    found, k = judge_again(path, read(options), victims, options.k, say)
+    data = read(options)
+    victims = {text: names.recommender(text, data) for text in options.victim}
+    found, k = judge_again(path, data, victims, options.k, say)
     rows = []
     for name in victims:
         rates = [found[name][at][m] for m in ("hr_any", "recall") for at in ("clean", "attacked")]
