@@ -15,12 +15,14 @@ from attacks.driver import Run, run
 from attacks.heuristic import average, middle, random, top_popular
 from attacks.neighbors import power_item, segment
 from attacks.objective import make_objective, promotion
+from attacks.pga import pga
 from attacks.presets import revadv_preset
 from attacks.rapu_g import rapu_g
 from attacks.rapu_r import rapu_r
 from attacks.revadv import revadv
 from attacks.srwa import srwa
 from attacks.threat import Ratings, ThreatModel
+from attacks.tna import tna
 
 __all__ = [
     "Attack",
@@ -36,6 +38,7 @@ __all__ = [
     "hcars_bandwagon",
     "make_objective",
     "middle",
+    "pga",
     "popular",
     "power_item",
     "promotion",
@@ -47,5 +50,6 @@ __all__ = [
     "run",
     "segment",
     "srwa",
+    "tna",
     "top_popular",
 ]
