@@ -44,6 +44,8 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "revadv": attacks.revadv,
     "rapu-g": attacks.rapu_g,
     "rapu-r": attacks.rapu_r,
+    "appgrad": attacks.appgrad,
+    "poisonrec": attacks.poisonrec,
 }
 
 

@@ -61,7 +61,8 @@ class Options:
     """targets drawn from a stratum, default 5"""
 
     attack: str = "revadv"
-    """name[,argument=value...], such as revadv, random,target_mode=split or tna; an unknown name prints them all"""
+    """name[,argument=value...], such as revadv, random,target_mode=split or tna; an unknown name prints them all.
+    Black-box attacks (poisonrec, appgrad) try their luck against the first --victim"""
     goal: Literal["promote", "demote", "availability"] | None = None
     """what for, default promote; an attack that cannot serve it says so"""
     preset: str | None = None
@@ -187,6 +188,8 @@ def attack_of(options: Options, data: Any) -> Any:
         given["ratings"] = ratings_of(data)
     if names.has(options.attack, "k"):
         given["k"] = options.k
+    if names.has(options.attack, "environment"):
+        given["environment"] = attacks.environment(names.recommender(options.victim[0], data))
     models = [names.recommender(text, data) for text in options.surrogate]
     surrogate: Any = models[0] if len(models) == 1 else models or None
     if options.preset is None:

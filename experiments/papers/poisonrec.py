@@ -17,9 +17,9 @@ import numpy as np
 from jaxtyping import Array, Int
 
 import attacks
-from attacks import poisonrec as poisonrec_module
 from attacks.attack import Attack
 from attacks.environment import Environment, World, environment
+from attacks.poisonrec import fresh
 from experiments import report
 from experiments.published import published
 from experiments.record import Record
@@ -131,7 +131,7 @@ def _final(name: str, state: Any, key: Array, best: Profiles) -> Int[Array, "M N
     """What is reported: fresh sets of the final policy; AppGrad ends with one set."""
     if name != "PoisonRec":
         return _clicks(best)[None]
-    return poisonrec_module.fresh(state.own, key, sets=DRAWS)
+    return fresh(state.own, key, sets=DRAWS)
 
 
 def _clicks(profiles: Profiles) -> Int[Array, "N T"]:
