@@ -224,7 +224,8 @@ def test_what_goes_to_recbole_and_comes_back(poisoned, fake):
     np.testing.assert_array_equal(table, expected)
     assert table.dtype == np.float32
     job, files = report["job"], report["files"]
-    assert job == run | {"seed": 5, "sequence": False, "parts": ["train", "valid"]}
+    more = {"seed": 5, "sequence": False, "parts": ["train", "valid"], "piece_seconds": None}
+    assert job == run | more
     assert sorted(files) == ["data.item", "data.train.inter", "data.user", "data.valid.inter"]
     assert files["data.train.inter"][0] == ["user_id:token", "item_id:token"]
     sent = {tuple(row) for row in files["data.train.inter"][1:]}
