@@ -64,8 +64,8 @@ MODELS: dict[str, str] = {
 TRACKS = {"mf": "explicit", "gru4rec": "sequence", "covisitation": "sequence"}
 RECBOLE = {"bpr": "BPR", "neumf": "NeuMF", "lightgcn": "LightGCN", "ngcf": "NGCF", "multvae": "MultiVAE"}
 IMPLICIT = ("als", "als-cg", "bpr")
-GROWTH = {"wrmf": None, "als": None, "bpr": 50, "lightgcn": 4}
-"""Models whose growth is measured, and into how many batches their events are cut: as many whatever the size."""
+GROWTH = {"wrmf": 1, "als": 0, "bpr": 50, "lightgcn": 4}
+"""Models whose growth is measured, and into how many batches an epoch is cut, whatever the size (als has none)."""
 ENOUGH = 4.0  # seconds of steps that are timed
 Side = Literal["ours", "implicit", "recbole"]
 
@@ -230,7 +230,7 @@ def ours(task: dict[str, Any]) -> Any:
     if "events" not in task:
         return registry.make(task["model"], preset)
     parts = GROWTH[task["model"]]
-    batch = {"batch": max(1, task["events"] // parts)} if parts else {}
+    batch = {"batch": max(1, task["events"] // parts) if parts > 1 else None} if parts else {}
     return registry.make(task["model"], preset, factors=32, **batch)
 
 

@@ -7,6 +7,8 @@ victim of Song et al., ICDE 2020 (PoisonRec), where a user's history is one sess
     z, r = sigmoid(x_t W_z,r + h U_z,r + b),    g = tanh(x_t W_h + (r * h) U_h + b)
     h <- (1 - z) h + z g,    s_i = h . o_i + b_i
 
+With `tied` items have one vector each, `x_t = o_i` before the gates' own product (the code's constrained embedding).
+
 Training is session-parallel: `batch` lanes walk through their own sessions one event at a time, the state is set to 0
 where a session begins and is not differentiated from one event to the next (as in the authors' code). The negatives of
 an event are the targets of the other lanes and `samples` items drawn with probability ~ count^alpha.
@@ -62,6 +64,8 @@ def gru4rec(
     batch: int = 32,
     samples: int = 2048,
     alpha: float = 0.75,
+    tied: bool = False,
+    dropout: float = 0.0,
 ) -> Recommender:
     """GRU4Rec of one layer trained by Adagrad, as a `Recommender` of sequences.
 
@@ -73,7 +77,11 @@ def gru4rec(
         epochs: passes over the events, >= 1.
         batch: lanes, >= 2 (the others' targets are negatives).
         samples: further negatives of a step, shared by its lanes, >= 0.
-        alpha: exponent of their popularity, >= 0: 0 draws uniformly.
+        alpha: exponent of their popularity, >= 0: 0 draws uniformly. What is drawn often is pushed down often: with an
+            exponent above 0 popular items score lower than their share.
+        tied: the vector of an item in the output layer is also what the state reads of it (the code's
+            `constrained_embedding`), instead of a table for each gate.
+        dropout: share of the entries of a read vector left out in training, in [0, 1); only with `tied`.
 
     Raises:
         ValueError: a number outside its range, an unknown objective; data without an order, or fake rows (inject click
@@ -100,8 +108,19 @@ def gru4rec(
     numbers("gru4rec", 0, open_end=True, learning_rate=learning_rate)
     numbers("gru4rec", 0, regularization=regularization, alpha=alpha)
     one_of("gru4rec", "objective", objective, get_args(Loss))
+    numbers("gru4rec", 0, dropout=dropout)
+    if dropout >= 1 or (dropout and not tied):
+        raise ValueError(
+            f"gru4rec: dropout={dropout!r}, tied={tied}; expected a share in [0, 1), 0 where items have no vector of "
+            "their own (tied=False)"
+        )
     judged = partial(
-        loss, lanes=batch, samples=samples, ranked=LOSSES[objective], regularization=regularization
+        loss,
+        lanes=batch,
+        samples=samples,
+        ranked=LOSSES[objective],
+        regularization=regularization,
+        dropout=dropout,
     )
 
     def trainer(users, items, fakes, events=0):
@@ -124,7 +143,7 @@ def gru4rec(
         name="gru4rec",
         config=config,
         prepare=partial(prepare, alpha=alpha),
-        init=partial(init, hidden=hidden),
+        init=partial(init, hidden=hidden, tied=tied),
         loss=judged,
         embed=embed,
         score=lambda embedding, users: embedding["state"][users] @ embedding["out"].T + embedding["bias"],
@@ -210,7 +229,7 @@ def prepare(train: Interactions, *, alpha: float) -> Data:
     return Data(train.item, train.row_pointers(), train.user, jnp.cumsum(law) / jnp.sum(law), sound(train))
 
 
-def init(key: Array, users: int, items: int, fakes: int, *, hidden: int) -> Any:
+def init(key: Array, users: int, items: int, fakes: int, *, hidden: int, tied: bool = False) -> Any:
     """Uniform in +-sqrt(6 / (rows + columns)), biases 0; a user has no parameters."""
     keys = jax.random.split(key, 4)
 
@@ -219,7 +238,8 @@ def init(key: Array, users: int, items: int, fakes: int, *, hidden: int) -> Any:
         return jax.random.uniform(key, (rows, blocks * columns), minval=-bound, maxval=bound)
 
     return {
-        "input": draw(keys[0], items, hidden, 3),  # of the candidate, the reset and the update gate
+        # of the candidate, the reset and the update gate
+        ("read" if tied else "input"): draw(keys[0], hidden if tied else items, hidden, 3),
         "gates": draw(keys[1], hidden, hidden, 2),
         "state": draw(keys[2], hidden, hidden),
         "bias": jnp.zeros(3 * hidden),
@@ -228,10 +248,13 @@ def init(key: Array, users: int, items: int, fakes: int, *, hidden: int) -> Any:
     }
 
 
-def cell(params: Any, h: Float[Array, "B H"], item: Int[Array, " B"]) -> Float[Array, "B H"]:
-    """The state after an item."""
+def cell(
+    params: Any, h: Float[Array, "B H"], item: Int[Array, " B"], kept: Float[Array, "B H"] | float = 1.0
+) -> Float[Array, "B H"]:
+    """The state after an item; `kept` scales the entries of its vector where there is one (dropout)."""
     width = h.shape[1]
-    candidate, gates = jnp.split(params["input"][item] + params["bias"], [width], axis=1)
+    given = (kept * params["out"][item]) @ params["read"] if "read" in params else params["input"][item]
+    candidate, gates = jnp.split(given + params["bias"], [width], axis=1)
     reset, update = jnp.split(jax.nn.sigmoid(gates + h @ params["gates"]), 2, axis=1)
     new = jnp.tanh(candidate + (reset * h) @ params["state"])
     return (1 - update) * h + update * new
@@ -267,11 +290,16 @@ def loss(
     samples: int,
     ranked: Callable[..., Float[Array, " B"]],
     regularization: float,
+    dropout: float = 0.0,
 ) -> Float[Array, ""]:
     """The mean loss over the lanes whose event has a successor in its session."""
     now = place(data, ctx.step, lanes)
-    h = cell(params, jnp.where(now.begins[:, None], 0, ctx.aux), now.item)
-    drawn = jnp.searchsorted(data.cumulative, jax.random.uniform(ctx.key, (samples,), data.cumulative.dtype))
+    before, kept, key = jnp.where(now.begins[:, None], 0, ctx.aux), 1.0, ctx.key
+    if dropout:
+        key, drop = jax.random.split(key)
+        kept = jax.random.bernoulli(drop, 1 - dropout, before.shape) / (1 - dropout)
+    h = cell(params, before, now.item, kept)
+    drawn = jnp.searchsorted(data.cumulative, jax.random.uniform(key, (samples,), data.cumulative.dtype))
     others = jnp.concatenate([now.target, jnp.minimum(drawn, data.cumulative.shape[0] - 1).astype(jnp.int32)])
     known = jnp.concatenate([now.counts, jnp.ones(samples, bool)])
     own = known & (

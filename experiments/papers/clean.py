@@ -248,7 +248,10 @@ def tabulate(records: list[Record], folder: Path) -> Report:
         "means over seeds with 95% bootstrap intervals; a published split has no seed: only the training differs"
     ]
     notes += ["seconds: wall clock of a machine that did other work too, not a benchmark"]
-    notes += ["early: parameters of the best validation NDCG@10, as RAPU's code keeps its best checkpoint"]
+    notes += [
+        "early: parameters of the best validation NDCG@10; RAPU's code keeps the best of every tenth epoch by Recall@50"
+    ]
+    notes += ["gmf: every reading of RAPU's paper and code, beside RecBole itself, is in the study clean-ncf"]
     for data in dict.fromkeys(row.data for row in rows()):
         said = next((r.result["notes"] for r in records if f" {data} " in r.spec["row"]), [])
         notes += [f"{data}: {note}" for note in said]

@@ -230,7 +230,7 @@ def tabulate(records: list[Record], folder: Path) -> Report:
     ]
     notes = [
         f"HR@{K} of the paper's 5 targets, means over seeds with 95% bootstrap intervals; in brackets: over the "
-        f"paper's {paper():.4f}; bold: within 10%",
+        f"paper's {paper():.4f}; bold: within 10%, some by chance: the intervals are wide",
         "a seed draws split, start and batches as in the study `clean`",
         "a training has the named things in place of: GMF of width 64, Adam 1e-2, L2 1e-5 of what a batch looks up, 4 "
         "negatives, 2048 clicks a batch, N(0, 0.01^2) at the start, 80/10/10 over events",
