@@ -103,6 +103,19 @@ MEMBERS = {
     "rapu_r": implicit(attacks.rapu_r, surrogate=wrmf(factors=2, epochs=2, form="dense"), pool=0.5)._replace(
         budgets=(4, 0, ALL), dear=True
     ),
+    "rapu_g": implicit(
+        attacks.rapu_g,
+        surrogate=wrmf(factors=2, epochs=3, scale=0.5, form="dense"),
+        steps=2,
+        tau=2,
+        em_iterations=4,
+        k=3,
+    )._replace(budgets=(4, 0, ALL), dear=True),
+    "pga": explicit(attacks.pga, steps=2, factors=2, sweeps=2)._replace(dear=True),
+    "pga-clicks": implicit(attacks.pga, track="implicit", steps=2, factors=2, sweeps=2)._replace(
+        budgets=(4, 0, ALL), dear=True
+    ),
+    "tna": explicit(attacks.tna, steps=2, k=3, stages=2, factors=2, sweeps=2)._replace(dear=True),
     "poisonrec": against(attacks.poisonrec, steps=2, sets=3, width=4),
     "appgrad": against(attacks.appgrad, queries=8, directions=2),
     "revadv-topk": Member(
