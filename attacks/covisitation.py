@@ -276,7 +276,8 @@ def _lists(covisits, over: Float[Array, " I"], targets, target: Bool[Array, " I"
         unit = (jnp.arange(items)[:, None] == anchors).astype(over.dtype)
         found = covisits(unit)
         others = jnp.where(target[:, None] | (unit > 0), -jnp.inf, found / over[:, None])
-        return lax.top_k(others.T, min(place, items))[0][:, -1], found[targets].T
+        best = lax.top_k(others.T, min(place, items))[0]
+        return jnp.min(best, axis=1), found[targets].T  # not best[:, -1]: XLA would sort whole rows for it
 
     theta, have = lax.map(block, jnp.arange(0, items, size))
     theta = jnp.full(items, -jnp.inf) if place > items else theta.reshape(-1)[:items]

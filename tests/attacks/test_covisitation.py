@@ -72,7 +72,7 @@ def crafted(normalization, clicks):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize(("normalization", "clicks"), [("cosine", 6), ("none", 7), ("target", 6)])
+@pytest.mark.parametrize(("normalization", "clicks"), [("cosine", 7), ("target", 6)])
 def test_promised_anchors_recommend_the_target_in_the_victim(normalization, clicks):
     kept, missed = 0, 0
     for seed in range(25):

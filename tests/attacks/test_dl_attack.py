@@ -56,6 +56,7 @@ def test_the_attack_reaches_every_embedding_and_its_gradient_is_right(x64, train
     ctx = Ctx(key, jnp.asarray(0))
 
     @jax.jit
+    @jax.value_and_grad
     def attacked(params):
         whole = plan.objective(params, nobody, (data, wish), ctx)
         return whole - model.loss(params, nobody, data, ctx)
@@ -67,14 +68,14 @@ def test_the_attack_reaches_every_embedding_and_its_gradient_is_right(x64, train
         lag = behind(scores[:-1], train.dense()[drawn] > 0, wish.targets, 3, 1.0)
         return 2.0 / 30 * (jnp.sum(jax.nn.sigmoid(scores[-1]) ** 2) + 100 * USERS / 6 * jnp.sum(lag))
 
-    gradient = jax.jit(jax.grad(attacked))(params)
-    np.testing.assert_allclose(attacked(params), by_hand(params), rtol=1e-10)
+    value, gradient = attacked(params)
+    np.testing.assert_allclose(value, by_hand(params), rtol=1e-10)
     for name in ("user", "item", "tower_user", "tower_item"):
         assert np.abs(gradient[name]).max() > 1e-3, name
     assert np.abs(gradient["user"][USERS]).max() > 1e-3  # the fake user's own
     rng = np.random.default_rng(0)
     along = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape), params)
-    up, down = (attacked(jax.tree.map(lambda p, d: p + h * d, params, along)) for h in (1e-6, -1e-6))
+    up, down = (attacked(jax.tree.map(lambda p, d: p + h * d, params, along))[0] for h in (1e-6, -1e-6))
     exact = sum(np.vdot(g, d) for g, d in zip(jax.tree.leaves(gradient), jax.tree.leaves(along)))
     np.testing.assert_allclose(exact, (up - down) / 2e-6, rtol=1e-6)
 
