@@ -78,7 +78,7 @@ def srwa(
     width: float = 0.01,
     restart: float = 0.3,
     k: int = 10,
-    users: int | None = 200,
+    users: int | None = 1000,
     sweeps: int = 12,
     stages: int = 10,
 ) -> Attack:
