@@ -67,8 +67,8 @@ PAIRS: dict[str, Pair] = {
         300,
     ),
     "multvae": Pair(
-        # RecBole's `latent_dimension` counts the mean and the variance; its batch of 2,048 users is all of them; it draws
-        # the noise of the code with a hundredth of the deviation.
+        # RecBole's `latent_dimension` counts the mean and the variance; its batch of 2,048 users is all of them;
+        # it draws the noise of the code with a hundredth of the deviation.
         ("multvae", {"hidden": 600, "latent": 64, "batch": None, "noise": 0.01}),
         "recbole:MultiVAE",
         {"mlp_hidden_size": [600], "latent_dimension": 128, "dropout_prob": 0.5, "anneal_cap": 0.2},
