@@ -16,14 +16,9 @@ measured again without `--again`.
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import json
-import math
-import os
-import platform
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -31,17 +26,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
+import apart
 import training_report
 import tyro
 
 HERE = Path(__file__).resolve().parent
-SIZES = {
-    "ml-100k": (943, 1682, 100_000),
-    "ml-1m": (6040, 3706, 1_000_209),
-    "gowalla": (13_149, 14_007, 535_610),
-}
-FOLDERS = {"gowalla": "gowalla-15core"}
 MODELS: dict[str, str] = {
     "wrmf": "revadv-gowalla",
     "als": "revadv-gowalla",
@@ -76,7 +65,7 @@ class Options:
 
     models: list[str] = field(default_factory=lambda: list(MODELS))
     """which recommenders"""
-    sizes: list[Literal["ml-100k", "ml-1m", "gowalla"]] = field(default_factory=lambda: list(SIZES))
+    sizes: list[Literal["ml-100k", "ml-1m", "gowalla"]] = field(default_factory=lambda: list(apart.SIZES))
     """which data sizes"""
     growth: bool = True
     """cost from 1e5 to 1e7 synthetic interactions"""
@@ -108,7 +97,11 @@ def main(options: Options) -> None:
         have = next((row for row in rows if row["task"] == task), None)
         if have is not None and "error" not in have and not options.again:
             continue
-        row = {"task": task, **worker(task, options.core, 60 * options.minutes), "load": load()}
+        row = {
+            "task": task,
+            **apart.worker("training.py", task, options.core, 60 * options.minutes),
+            "load": apart.load(),
+        }
         rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
         console.print(training_report.line(row))
         write(path, rows)
@@ -123,7 +116,7 @@ def main(options: Options) -> None:
 def write(path: Path, rows: list[dict[str, Any]]) -> None:
     """The rows, the machine, and which goals they meet."""
     record = {
-        "machine": machine(),
+        "machine": apart.machine(),
         "exponents": training_report.exponents(rows),
         "goals": training_report.goals(rows),
     }
@@ -155,34 +148,16 @@ def tasks(options: Options) -> list[dict[str, Any]]:
     return first + (grown_ if options.growth else []) + rest
 
 
-def worker(task: dict[str, Any], core: int, seconds: float) -> dict[str, Any]:
-    """Run a measurement in a process of its own."""
-    command = [sys.executable, str(HERE / "training.py"), "--worker", json.dumps(task), str(core)]
-    env = os.environ | {"PYTHONPATH": str(HERE.parent)}
-    env |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, env=env, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"error": f"not measured: took more than {seconds / 60:g} minutes"}
-    if done.returncode:
-        said = done.stderr.strip().splitlines()
-        return {"error": said[-1][:300] if said else "killed"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
 # ------------------------------------------------------------------------------------------------ in the worker
 
 
 def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
     """One measurement, on one core where the system lets a process choose."""
-    pinned = core >= 0 and hasattr(os, "sched_setaffinity")
-    if pinned:
-        os.sched_setaffinity(0, {core})  # inherited by what this process starts
+    clock, name = apart.pin(core)
     of = {"ours": measure_ours, "implicit": measure_implicit, "recbole": measure_recbole}[task["side"]]
-    train, source = events_of(task, TRACKS.get(task["model"], "implicit"))
-    clock = time.process_time if pinned else time.perf_counter
+    train, source = apart.events_of(task, TRACKS.get(task["model"], "implicit"))
     found = of(task, train, clock)
-    return {"source": source, "events": int(train.count), "clock": "cpu" if pinned else "wall", **found}
+    return {"source": source, "events": int(train.count), "clock": name, **found}
 
 
 def measure_ours(task: dict[str, Any], train: Any, clock: Callable[[], float]) -> dict[str, Any]:
@@ -301,66 +276,6 @@ def recbole_settings(model: str) -> dict[str, Any]:
     # its batch counts rows, and a pointwise model has a row for each negative
     rows = 1 + config["negatives"] if model == "neumf" else 1
     return {"train_batch_size": config["batch"] * rows, **found}
-
-
-def events_of(task: dict[str, Any], track: str) -> tuple[Any, str]:
-    """The clicks of a size: the real data set where it is at hand, else drawn with its size."""
-    from models.data import Interactions, dataset
-
-    users, items, events = SIZES[task["size"]] if "size" in task else grown(task["events"])
-    if "size" in task:
-        try:
-            found = dataset(FOLDERS.get(task["size"], task["size"]))
-        except (FileNotFoundError, ImportError):
-            found = None
-        if found is not None:
-            return of_track(found.interactions, track), "real"
-    rng = np.random.default_rng(0)
-    popularity = 1 / (10 + np.arange(items)) ** 0.8
-    user = rng.integers(0, users, int(1.15 * events))
-    item = rng.choice(items, int(1.15 * events), p=popularity / popularity.sum())
-    pair = np.unique(user.astype(np.int64) * items + item)
-    pair = rng.permutation(pair)[:events] if len(pair) > events else pair
-    made = Interactions.from_arrays(pair // items, pair % items, users=users, items=items)
-    return of_track(made, track), "drawn"
-
-
-def grown(events: int) -> tuple[int, int, int]:
-    """Users and items that grow with the events, 100 events a user and a catalog of a tenth of the users + 1,000."""
-    return events // 100, 1000 + events // 1000, events
-
-
-def of_track(data: Any, track: str) -> Any:
-    """The same events as clicks, ratings or a sequence."""
-    from models.data import Interactions
-
-    real = data.real()
-    user, item = np.asarray(data.user)[real], np.asarray(data.item)[real]
-    sizes = {"users": data.users, "items": data.items}
-    if track == "explicit":
-        stars = np.asarray(data.weight)[real] if data.track == "explicit" else 1.0 + (user + item) % 5
-        return Interactions.from_arrays(user, item, stars, **sizes, track="explicit")
-    time_ = None if data.time is None else np.asarray(data.time)[real]
-    if track == "sequence":
-        return Interactions.from_arrays(
-            user, item, None, np.arange(len(user)) if time_ is None else time_, **sizes, track="sequence"
-        )
-    return Interactions.from_arrays(user, item, None, time_, **sizes)
-
-
-# ------------------------------------------------------------------------------------------------ the machine
-
-
-def machine() -> dict[str, Any]:
-    """The machine in general words, and the versions: no host name, no paths."""
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "numpy")}
-    kind = f"{platform.system()} {platform.machine()}"
-    return {"system": kind, "cores": os.cpu_count(), "python": platform.python_version(), **versions}
-
-
-def load() -> float:
-    """Runnable processes over the last minute (NaN where the system does not say)."""
-    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else math.nan
 
 
 if __name__ == "__main__":

@@ -58,13 +58,13 @@ def test_goals_are_passed_missed_or_not_measured(report):
 def test_rows_that_are_there_are_not_measured_again(benchmark, tmp_path, monkeypatch, capsys):
     asked = []
 
-    def worker(task, core, seconds):
+    def worker(script, task, core, seconds):
         asked.append(task)
         if task["model"] == "als" and len(asked) < 3:
             return {"error": "killed"}
         return {"seconds": 1.0, "peak_mb": 50.0, "compile_seconds": 0.1, "source": "real", "clock": "cpu"}
 
-    monkeypatch.setattr(benchmark, "worker", worker)
+    monkeypatch.setattr(benchmark.apart, "worker", worker)
     monkeypatch.setattr(benchmark.training_report, "figure", lambda rows, path: None)
     monkeypatch.setattr(benchmark.importlib.util, "find_spec", lambda name: None)  # as without implicit
     options = benchmark.Options(models=["bpr", "als"], sizes=["ml-100k"], growth=False, out=tmp_path)
@@ -80,12 +80,12 @@ def test_rows_that_are_there_are_not_measured_again(benchmark, tmp_path, monkeyp
 
 
 def test_drawn_data_have_the_size_they_say(benchmark):
-    train, source = benchmark.events_of({"events": 20_000}, "implicit")
+    train, source = benchmark.apart.events_of({"events": 20_000}, "implicit")
     assert source == "drawn"
     assert abs(int(train.count) - 20_000) < 2_000
     assert (train.users, train.items) == (200, 1020)
-    assert benchmark.of_track(train, "explicit").track == "explicit"
-    assert benchmark.of_track(train, "sequence").track == "sequence"
+    assert benchmark.apart.of_track(train, "explicit").track == "explicit"
+    assert benchmark.apart.of_track(train, "sequence").track == "sequence"
 
 
 def test_recbole_is_asked_for_the_same_sizes(benchmark):
@@ -99,7 +99,7 @@ def test_recbole_is_asked_for_the_same_sizes(benchmark):
 @pytest.mark.slow
 @pytest.mark.parametrize("model", ["wrmf", "bpr"])
 def test_a_measurement(benchmark, model):
-    found = benchmark.worker({"side": "ours", "model": model, "events": 3000}, 0, 120)
+    found = benchmark.apart.worker("training.py", {"side": "ours", "model": model, "events": 3000}, 0, 120)
     assert "error" not in found, found
     assert found["events"] > 2000
     assert 0 < found["seconds"] < 60
@@ -108,8 +108,13 @@ def test_a_measurement(benchmark, model):
 
 @pytest.mark.slow
 def test_a_failed_measurement_is_told(benchmark):
-    found = benchmark.worker({"side": "ours", "model": "nonsense", "events": 1000}, 0, 120)
+    found = benchmark.apart.worker(
+        "training.py", {"side": "ours", "model": "nonsense", "events": 1000}, 0, 120
+    )
     assert "nonsense" in found["error"]
     assert (
-        "took more than" in benchmark.worker({"side": "ours", "model": "bpr", "events": 10}, 0, 0.1)["error"]
+        "took more than"
+        in benchmark.apart.worker("training.py", {"side": "ours", "model": "bpr", "events": 10}, 0, 0.1)[
+            "error"
+        ]
     )

@@ -1,0 +1,262 @@
+"""Seconds and peak memory of every attack, how they grow with fake users and items, and PoisonRec's tree.
+
+    python benchmarks/attacks.py --quick                  # ML-100K size, growth and the tree's smaller catalog
+    python benchmarks/attacks.py                          # everything; goes on where it was stopped
+    python benchmarks/attacks.py --attacks revadv rapu-r --sizes gowalla --no-growth --no-tree --again
+
+Every measurement runs in a process of its own, on one core and one thread (see apart.py), in CPU seconds where the
+system lets a process choose its core. A learned attack's first step is timed apart (it compiles), some of its steps
+are timed and scaled to all of them; what is reported is a whole craft without compilation. Growth is that of a craft
+on drawn clicks: with the fake users at one catalog, and with the catalog at as many fake users. The tree is
+PoisonRec's step (32 sets of 20 attackers with 20 clicks: asked, told, three steps of PPO) without any victim, with the
+biased tree and with one softmax over the catalog. Rows are written as they come and are not measured again without
+`--again`.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import apart
+import attacks_report
+import tyro
+
+HERE = Path(__file__).resolve().parent
+RATINGS = ("tna",)
+ATTACKS = (
+    "random",
+    "popular",
+    "top-popular",
+    "power-item",
+    "segment",
+    "covis",
+    "pga",
+    "tna",
+    "rapu-r",
+    "revadv",
+    "revadv-exact",
+    "rapu-g",
+    "rapu-g-no-pgm",
+    "aush",
+    "srwa",
+    "dl-attack",
+)
+GROWTH = ("rapu-r", "revadv", "rapu-g", "pga", "covis")
+FAKES, CATALOGS = (8, 32, 128), (1000, 4000, 16_000)
+TREES = ("bcbt-popular", "plain")
+ENOUGH = 3.0  # seconds of steps that are timed
+
+
+@dataclass
+class Options:
+    """Options of the benchmark."""
+
+    attacks: list[str] = field(default_factory=lambda: list(ATTACKS))
+    """which attacks"""
+    sizes: list[Literal["ml-100k", "gowalla"]] = field(default_factory=lambda: ["ml-100k", "gowalla"])
+    """which data sizes"""
+    growth: bool = True
+    """cost by fake users and by items"""
+    tree: bool = True
+    """PoisonRec's biased tree against one softmax, at 3,000 and 30,000 items"""
+    quick: bool = False
+    """ML-100K size, the smaller catalogs"""
+    core: int = 0
+    """the core that every measurement is pinned to, where the system can; -1: none"""
+    minutes: float = 4.0
+    """a measurement that takes longer is ended, and said to be"""
+    again: bool = False
+    """measure again what has a row"""
+    report_only: bool = False
+    """measure nothing; table and picture of the rows there are"""
+    out: Path = HERE / "results"
+    """folder of attacks.json and attacks.png"""
+
+
+def main(options: Options) -> None:
+    """Measure what has no row yet, print, write."""
+    from rich.console import Console
+
+    console = Console(width=110)
+    path = options.out / ("attacks-quick.json" if options.quick else "attacks.json")
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    options.out.mkdir(parents=True, exist_ok=True)
+    for task in [] if options.report_only else tasks(options):
+        have = next((row for row in rows if row["task"] == task), None)
+        if have is not None and "error" not in have and not options.again:
+            continue
+        found = apart.worker("attacks.py", task, options.core, 60 * options.minutes)
+        row = {"task": task, **found, "load": apart.load()}
+        rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
+        console.print(attacks_report.line(row))
+        attacks_report.write(path, rows, apart.machine())
+    console.print()
+    attacks_report.show(console, rows)
+    if rows:
+        attacks_report.figure(rows, path.with_suffix(".png"))
+        console.print(f"rows: {path.name}, picture: {path.with_suffix('.png').name}, in {options.out}")
+
+
+def tasks(options: Options) -> list[dict[str, Any]]:
+    """What is to be measured: attacks at the smaller size, the tree, growth, attacks at the larger size."""
+    sizes = ["ml-100k"] if options.quick else options.sizes
+    crafts = {size: [{"attack": name, "size": size} for name in options.attacks] for size in sizes}
+    catalogs = (3000,) if options.quick else (3000, 30_000)
+    tree = [{"tree": design, "items": items} for items in catalogs for design in TREES]
+    grown = [name for name in GROWTH if name in options.attacks]
+    fakes, items = (FAKES[:2], CATALOGS[:2]) if options.quick else (FAKES, CATALOGS)
+    growth = [{"attack": name, "fakes": count, "items": CATALOGS[0]} for name in grown for count in fakes]
+    growth += [{"attack": name, "fakes": FAKES[1], "items": count} for name in grown for count in items[1:]]
+    found = [*crafts.get("ml-100k", [])]
+    found += tree if options.tree else []
+    found += growth if options.growth else []
+    return found + crafts.get("gowalla", [])
+
+
+# ------------------------------------------------------------------------------------------------ in the worker
+
+
+def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
+    """One measurement, on one core where the system lets a process choose."""
+    clock, name = apart.pin(core)
+    return {"clock": name, **(measure_tree(task, clock) if "tree" in task else measure_craft(task, clock))}
+
+
+def measure_craft(task: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
+    """Compile and time `init`, a step and `finish`; a craft is init + steps x step + finish."""
+    import jax
+
+    from bilevel.devices import peak_rss
+
+    train, source = events(task)
+    attack, before = attack_of(task), peak_rss()
+    targets = targets_of(train)
+    init = jax.jit(lambda key, train: attack.init(key, train, targets, None))
+    step = jax.jit(lambda state, train: attack.step(state, train, targets, None)[0])
+    finish = jax.jit(lambda state, train: attack.finish(state, train, targets).to_rows())
+    key = jax.random.key(0)
+    state, first = timed(clock, init, key, train)
+    _, second = timed(clock, init, key, train)
+    spent: list[float] = []
+    while attack.steps and (
+        len(spent) < 2 or (sum(spent[1:]) < ENOUGH and len(spent) <= min(attack.steps, 20))
+    ):
+        state, seconds = timed(clock, step, state, train)
+        spent.append(seconds)
+    rows, last = timed(clock, finish, state, train)
+    _, again = timed(clock, finish, state, train)
+    each = statistics.median(spent[1:]) if spent else 0.0
+    return {
+        "source": source,
+        "events": int(train.count),
+        "fakes": int(rows.shape[0]),
+        "clicks": float((rows > 0).sum() / rows.shape[0]),
+        "seconds": second + attack.steps * each + again,
+        "step_seconds": each,
+        "steps": attack.steps,
+        "timed_steps": max(len(spent) - 1, 0),
+        "compile_seconds": first - second + (spent[0] - each if spent else 0.0) + last - again,
+        "data_mb": before / 1e6,
+        "peak_mb": peak_rss() / 1e6,
+    }
+
+
+def timed(clock: Callable[[], float], function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """What a call returns, and the seconds until it is there."""
+    import jax
+
+    began = clock()
+    found = jax.block_until_ready(function(*args))
+    return found, clock() - began
+
+
+def events(task: dict[str, Any]) -> tuple[Any, str]:
+    """Clicks or ratings of a size, or drawn ones: 2,000 users, 100 clicks each, on as many items as the task says."""
+    track = "explicit" if task["attack"] in RATINGS else "implicit"
+    if "size" in task:
+        return apart.events_of(task, track)
+    return apart.of_track(apart.drawn(2000, task["items"], 200_000), track), "drawn"
+
+
+def targets_of(train: Any) -> Any:
+    """Five items: every fifth of the catalog by popularity."""
+    import jax.numpy as jnp
+
+    order = jnp.argsort(-train.popularity())
+    return order[jnp.arange(1, 6) * train.items // 6].astype(jnp.int32)
+
+
+def attack_of(task: dict[str, Any]) -> Any:
+    """The attack of a task: RAPU's settings on MovieLens, RevAdv's on Gowalla; 100 or 33 clicks a user."""
+    import attacks
+    from models import registry
+
+    gowalla = task.get("size") == "gowalla"
+    surrogate = registry.make("wrmf", "revadv-gowalla" if gowalla else "rapu-ml-surrogate")
+    spent: dict[str, Any] = {
+        "fakes": task.get("fakes", 0.01 if gowalla else 0.03),
+        "budget": 33 if gowalla else 100,
+    }
+    learned = {"surrogate": surrogate, **spent, "projection": "topk", "click_targets": True}
+    makers: dict[str, Callable[[], Any]] = {
+        "revadv": lambda: attacks.revadv(**learned, estimator="truncated", tau=20),
+        "revadv-exact": lambda: attacks.revadv(**learned, estimator="exact"),
+        "rapu-g": lambda: attacks.rapu_g(surrogate=surrogate, **spent),
+        "rapu-g-no-pgm": lambda: attacks.rapu_g(surrogate=surrogate, **spent, pgm=False),
+        "rapu-r": lambda: attacks.rapu_r(surrogate, **spent),
+        "covis": lambda: attacks.covisitation(**spent),
+        "pga": lambda: attacks.pga(**spent, track="implicit"),
+        "srwa": lambda: attacks.srwa(**spent, track="implicit"),
+        "tna": lambda: attacks.tna(**spent, ratings=attacks.Ratings(1, 5, 1)),
+        "aush": lambda: attacks.aush(**spent),
+        "dl-attack": lambda: attacks.dl_attack(**spent),
+    }
+    name = task["attack"]
+    return makers[name]() if name in makers else getattr(attacks, name.replace("-", "_"))(**spent)
+
+
+def measure_tree(task: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
+    """A step of PoisonRec with a design of its action space: ask and tell, with rewards that cost nothing."""
+    import jax
+    import jax.numpy as jnp
+
+    import attacks
+    from bilevel.devices import peak_rss
+
+    before, items = peak_rss(), task["items"]
+    learner = attacks.poisonrec_learner(fakes=20, clicks=20, design=task["tree"])
+    popularity = 1000 / (1.0 + jnp.arange(items))
+    targets = jnp.arange(items - 8, items)
+
+    @jax.jit
+    def step(state):
+        proposal = learner.propose(state)
+        rewards = jnp.sum(proposal.clicks >= items - 8, (1, 2)).astype(jnp.float32)
+        return learner.learn(state, proposal, rewards)[0]
+
+    state = learner.init(jax.random.key(0), popularity, targets, 20)
+    spent: list[float] = []
+    while len(spent) < 3 or (sum(spent[1:]) < 2 * ENOUGH and len(spent) < 30):
+        state, seconds = timed(clock, step, state)
+        spent.append(seconds)
+    each = statistics.median(spent[1:])
+    return {
+        "step_seconds": each,
+        "timed_steps": len(spent) - 1,
+        "compile_seconds": spent[0] - each,
+        "data_mb": before / 1e6,
+        "peak_mb": peak_rss() / 1e6,
+    }
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--worker"]:
+        print(json.dumps(measure(json.loads(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        main(tyro.cli(Options, description=__doc__))
