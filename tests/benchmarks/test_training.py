@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture(scope="module")
 def benchmark():
-    sys.path.insert(0, str(ROOT / "benchmarks"))  # as when it is run
+    sys.path.append(str(ROOT / "benchmarks"))  # at the end: its attacks.py is not the package
     spec = importlib.util.spec_from_file_location("training_benchmark", ROOT / "benchmarks" / "training.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
