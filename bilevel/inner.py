@@ -134,6 +134,7 @@ class Inner:
       stationarity: `(params, x, data, ctx)`, zero at the loop's fixed point: the gradient, or `params -
         update(params)`.
       loss, update: whichever the loop is made of (the other is None).
+      epoch: steps of a pass over the data where there are no `batches`, see `steps_per_epoch`.
     """
 
     steps: int
@@ -148,6 +149,7 @@ class Inner:
     structure: Structure = field(default_factory=Structure)
     batches: Minibatches | None = None
     aux: Aux | None = None
+    epoch: int = 1
 
     def __repr__(self) -> str:
         return f"{self.name}(steps={self.steps})"
@@ -155,7 +157,7 @@ class Inner:
     @property
     def steps_per_epoch(self) -> int:
         """Steps that visit every row once (1 for full-batch loops)."""
-        return self.batches.per_epoch if self.batches else 1
+        return self.batches.per_epoch if self.batches else self.epoch
 
     def context(self, key: Array, step: Any, aux: Any = ()) -> Ctx:
         """The context of step number `step`: key and batch follow from the loop's key and the number alone."""
@@ -177,6 +179,7 @@ def gradient_descent(
     batches: Minibatches | None = None,
     aux: Aux | None = None,
     structure: Structure | None = None,
+    epoch: int = 1,
 ) -> Inner:
     """An inner loop of `steps` optimizer steps: `g_l = grad loss(theta_l; x)`, `theta_{l+1} = theta_l +
     optimizer(g_l)`.
@@ -194,9 +197,11 @@ def gradient_descent(
         and `ctx.batch.mask`.
       aux: state updated before each step and held constant by all derivatives.
       structure: the problem's own Hessian product, block diagonal or solve.
+      epoch: steps of a pass over the data for a loss that finds what to look at from `ctx.step` itself; not with
+        `batches`, which know.
 
     Raises:
-      ValueError: `steps` is not a positive integer. TypeError: `optimizer` is not an optax transformation,
+      ValueError: `steps` or `epoch` is not a positive integer, or `epoch` beside `batches`. TypeError: `optimizer` is not an optax transformation,
         `loss` not callable.
 
     Reference: Maclaurin, Duvenaud, Adams, ICML 2015 (reverse mode through training); Tang, Wen, Wang, RecSys
@@ -210,6 +215,11 @@ def gradient_descent(
     gradient_descent(steps=5)
     """
     _positive("steps", steps)
+    _positive("epoch", epoch)
+    if batches is not None and epoch != 1:
+        raise ValueError(
+            f"gradient_descent: epoch={epoch} beside batches, whose pass is {batches.per_epoch} steps"
+        )
     if not callable(loss):
         raise TypeError(
             f"gradient_descent: loss must be a function (params, x, data, ctx) -> scalar, got {type(loss).__name__}"
@@ -263,6 +273,7 @@ def gradient_descent(
         structure=structure,
         batches=batches,
         aux=aux,
+        epoch=epoch,
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,10 +65,15 @@ def crafted(
     done = attacks.run(attack, key, train, targets, test=test, store=folder / name)
     said = {
         "craft_seconds": time.perf_counter() - began,
-        "history": {metric: np.asarray(values).tolist() for metric, values in done.history.items()},
+        "history": {metric: _known(values) for metric, values in done.history.items()},
     }
     done.profiles.save(path, {"facts": said})
     return done.profiles, said
+
+
+def _known(values: ArrayLike) -> list[float | None]:
+    """A history in terms of JSON, which knows no NaN (a metric that had nothing to look at)."""
+    return [value if math.isfinite(value) else None for value in np.asarray(values, float).tolist()]
 
 
 def _fingerprint(value: Any) -> str:

@@ -137,7 +137,8 @@ def gru4rec(
             lambda params, x, data, key: jnp.zeros((batch, hidden), params["out"].dtype),
             partial(advance, lanes=batch),
         )
-        return bilevel.gradient_descent(judged, adagrad, epochs * -(-events // batch), aux=state)
+        each = -(-events // batch)
+        return bilevel.gradient_descent(judged, adagrad, epochs * each, aux=state, epoch=each)
 
     return Recommender(
         name="gru4rec",

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import bpr, wrmf
+from models import bpr, registry, wrmf
 from models.data import Interactions, random_events
 from models.evaluation import evaluate
 from models.stopping import fit_early
@@ -43,6 +43,16 @@ def _cut(model, epochs):
         return dataclasses.replace(inner, steps=epochs * inner.steps_per_epoch)
 
     return trainer
+
+
+@pytest.mark.parametrize("name", [name for name in registry.names() if not registry.needs(name)])
+def test_an_epoch_is_a_pass_whatever_finds_the_events(name):
+    model = registry.make(name)
+    inner = model.trainer(50, 40, 0, 10_000)
+    assert (
+        inner.steps
+        == model.config.get("epochs", model.config.get("sweeps", inner.steps)) * inner.steps_per_epoch
+    )
 
 
 def test_it_stops_after_patience_and_keeps_the_best(parts):
