@@ -201,8 +201,8 @@ def gradient_descent(
         `batches`, which know.
 
     Raises:
-      ValueError: `steps` or `epoch` is not a positive integer, or `epoch` beside `batches`. TypeError: `optimizer` is not an optax transformation,
-        `loss` not callable.
+      ValueError: `steps` or `epoch` is not a positive integer, or `epoch` beside `batches`.
+      TypeError: `optimizer` is not an optax transformation, `loss` not callable.
 
     Reference: Maclaurin, Duvenaud, Adams, ICML 2015 (reverse mode through training); Tang, Wen, Wang, RecSys
       2020, eqs 6-8.
