@@ -58,6 +58,7 @@ def test_refusals(name, changes, match):
         attacks.revadv_preset(name, **changes)
 
 
+@pytest.mark.slow
 def test_a_small_toy_is_attacked(key):
     data = toy(key, users=90, fakes=12, items=40, rank=8, threshold=3.0)
     attack = attacks.revadv_preset("toy", surrogate={"factors": 6, "epochs": 40}, fakes=12, steps=12, k=3)

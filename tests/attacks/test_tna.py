@@ -116,6 +116,7 @@ def crafted(**options):
     return jax.jit(lambda key, train: attack.trace(key, train, TARGETS))
 
 
+@pytest.mark.slow
 def test_profiles_rate_the_targets_and_do_not_depend_on_stages(train, key):
     profiles, history = crafted(stages=1)(key, train)
     again, more = crafted(stages=2)(key, train)  # two fake users, then one
@@ -157,6 +158,7 @@ def test_a_huge_penalty_empties_the_row_and_leaves_the_lowest_ids(train, key):
 # ------------------------------------------------------------------------------------------------ S
 
 
+@pytest.mark.slow
 def test_everybody_in_s_is_tna(train, key):
     whole, _ = crafted(stages=1)(key, train)
     same, _ = crafted(stages=1, subset="influence", share=1.0)(key, train)

@@ -74,6 +74,7 @@ def test_what_was_not_measured_is_not_passed(goals):
     assert {goal.verdict for goal in found} == {"not measured"}
 
 
+@pytest.mark.slow
 def test_the_tiny_run_writes_a_record_whose_exact_gradients_match_the_reference(tmp_path):
     command = [sys.executable, str(FOLDER / "hypergradient.py"), "--problems", "tiny", "--quick", "--alone"]
     command += ["--no-attack", "--variants", "generic exact lean", "--rounds", "1", "--out", str(tmp_path)]

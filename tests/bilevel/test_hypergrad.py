@@ -51,6 +51,7 @@ def test_gradient_norm_is_that_of_the_inner_problem(x64):
     )
 
 
+@pytest.mark.slow
 def test_an_unconverged_implicit_estimate_is_not_ok(x64):
     inner, matrix = quadratic(2)
     args = (jnp.array([1.0, -2.0, 0.5]), 10 * jnp.ones(3), matrix, KEY)

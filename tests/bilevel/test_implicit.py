@@ -260,6 +260,7 @@ def test_auxiliary_state_of_any_dtype_rides_along(x64):
     np.testing.assert_allclose(estimate.grad, gradient, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_a_structures_own_product_and_solve_are_used(trained):
     """Handed-in pieces give the generic numbers; a wrong solve is caught by its residual."""
     _, x, params0, data, params = trained

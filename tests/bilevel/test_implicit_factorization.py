@@ -120,6 +120,7 @@ def als_problem(x64):
     return bilevel.fixed_point(als, steps=500), bilevel.Structure(blocks=blocks), run
 
 
+@pytest.mark.slow
 def test_als_with_the_loss_it_minimizes_as_objective(als_problem):
     """A symmetric system, with block Jacobi from the blocks that the sweeps invert."""
     inner, structure, run = als_problem
@@ -144,6 +145,7 @@ def test_als_as_a_fixed_point_and_too_few_sweeps(als_problem):
         assert Code(int(run(implicit(few)).diagnosis.code)) is not Code.OK
 
 
+@pytest.mark.slow
 def test_users_sharded_over_a_mesh(x64, devices8):
     rows, params0 = toy(KEY, 16, 10, 3, 0.3)
     data, fakes = {"real": rows[:8], "penalty": jnp.asarray(5.0)}, rows[8:]

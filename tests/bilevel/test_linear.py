@@ -290,6 +290,7 @@ def solve_diagonal(solver, diagonal, b):
     return jax.jit(lambda d, b: solver.solve(lambda v: d * v, b))(diagonal, b)
 
 
+@pytest.mark.slow
 def test_pytrees_of_mixed_shapes_and_dtypes(x64):
     b = {"a": jnp.ones((2, 3), jnp.float32), "b": [jnp.ones((), jnp.float64)]}
     for solver in (cg(rtol=1e-6), gmres(rtol=1e-6), dense()):

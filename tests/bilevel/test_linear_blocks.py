@@ -34,6 +34,7 @@ def distance(a, b):
     return max(float(jnp.abs(x - y).max()) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b)))
 
 
+@pytest.mark.slow
 def test_block_jacobi_accelerates(model):
     p, b, product = model
     blocks = diagonal_blocks(product, p)
@@ -106,6 +107,7 @@ def test_block_of_a_user_and_an_item_with_their_interaction(model):
     np.testing.assert_allclose(flat(result.value), jnp.linalg.solve(spread, flat(b)), rtol=1e-8)
 
 
+@pytest.mark.slow
 def test_block_is_differentiable(model):
     _, b, product = model
     f = lambda s: jnp.sum(

@@ -64,6 +64,7 @@ def test_policies_agree_on_other_problems(name, named_problem, hypergradient):
 
 
 @pytest.mark.parametrize("memory", ["replay", *also("segments", "lean")])
+@pytest.mark.slow
 def test_any_number_of_segments(memory, wrmf_problem, hypergradient):
     inner = wrmf_problem.inner(optax.adam(0.05), STEPS)
     reference = hypergradient(bilevel.unrolled(inner, memory="adjoint"), wrmf_problem)[1]
@@ -287,6 +288,7 @@ def test_bad_input(call, message):
         call(inner)
 
 
+@pytest.mark.slow
 def test_second_derivatives_are_those_of_the_cut_loop(wrmf_problem):
     """Differentiating twice must not look behind the cut, whatever the memory policy."""
     p, key = wrmf_problem, jax.random.key(0)

@@ -34,6 +34,7 @@ def toy(monkeypatch, rng):
     ncf.model_of.cache_clear()
 
 
+@pytest.mark.slow
 def test_a_reading_is_that_of_early_stopping(toy):
     found = ncf.run({"study": "clean-ncf", "training": "ours", "seed": 3})["readings"]
     key = jax.random.fold_in(jax.random.key(3), 1)

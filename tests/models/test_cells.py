@@ -92,6 +92,7 @@ def test_pick_follows_the_size_of_the_data():
 
 
 @pytest.mark.parametrize("form", FORMS)
+@pytest.mark.slow
 def test_users_sharded_over_eight_devices_give_the_same_numbers(drawn, devices8, form):
     train, matrix, A, B, VA, VB = drawn
     mesh = jax.make_mesh((8,), ("users",), devices=devices8, axis_types=(AxisType.Auto,))

@@ -298,6 +298,7 @@ def test_a_process_that_fails_is_quoted_by_its_last_lines(poisoned, fake):
     assert "line 37\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_process_that_takes_too_long_is_ended_and_quoted(poisoned, fake):
     change = "print('epoch 1', file=sys.stderr, flush=True); import time; time.sleep(60)"
     with pytest.raises(TimeoutError, match=r"(?s)within 3 s; raise timeout=.*epoch 1"):

@@ -67,6 +67,7 @@ def test_the_last_item_of_a_session_has_no_target(visits, walked):
                 assert any(place.item[lane] == v[-1] for v in visits)
 
 
+@pytest.mark.slow
 def test_a_target_is_no_negative_of_itself(x64, train):
     """(b) with one item in the catalog besides, every in-batch negative equal to the target is left out."""
     seen = []

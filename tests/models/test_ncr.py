@@ -75,6 +75,7 @@ def test_premises_are_the_items_before_in_time():
     assert int(items[1, 0]) == 3
 
 
+@pytest.mark.slow
 def test_scores_are_ten_cosines_and_equal_the_definition(x64):
     train = Interactions.from_arrays([0, 0, 0, 1], [3, 1, 2, 0], time=[5, 7, 6, 2], users=3, items=5)
     model = ncr.ncr(factors=4, max_history=2)

@@ -166,6 +166,7 @@ def test_without_an_item_is_as_if_it_had_not_been_clicked(problem):
         close(found, everyone(params, shorter).ravel())
 
 
+@pytest.mark.slow
 def test_types_apart_make_the_score_of_a_moved_user(problem):
     """What ACCENT needs: a score as a function of the user's vector alone, and its second derivative."""
     data, params = problem
@@ -233,6 +234,7 @@ def test_huge_logits_stay_finite(problem):
         close(ratio, np.full(3, ratio[0]), 1e-5)
 
 
+@pytest.mark.slow
 def test_smoothing_is_the_exponent(problem):
     _, params = problem
     for smoothing in (0.0, 1.0):

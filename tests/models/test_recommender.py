@@ -122,6 +122,11 @@ def named(*left_out):
     ]
 
 
+def slowly(*names):
+    """Members that `make test` leaves to `make test-all`, where the others show the same."""
+    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+
+
 everyone = pytest.mark.parametrize("name", FAMILY)
 one_each = pytest.mark.parametrize("name", named())
 surrogates = pytest.mark.parametrize("name", named("pcmf"))  # whose signed root has no derivative at 0
@@ -270,7 +275,7 @@ def test_padding_changes_nothing(x64, name):
         close(a, b, 1e-12)
 
 
-@pytest.mark.parametrize("name", ["wrmf-batches", "als", "bpr-batches", "multvae-revadv", "mf"])
+@pytest.mark.parametrize("name", ["als", "mf", *slowly("wrmf-batches", "bpr-batches", "multvae-revadv")])
 def test_vmap_over_keys_equals_a_loop(name):
     keys = jax.random.split(jax.random.key(5), 2)
     f = lambda key: train.fit(FAMILY[name], events(name), key).scores(jnp.arange(U))
@@ -310,7 +315,7 @@ def test_config_rebuilds_the_model(name):
         model.config["factors"] = 1
 
 
-@pytest.mark.parametrize("name", ["bpr-batches", "lightgcn", "multvae-revadv", "mf"])
+@pytest.mark.parametrize("name", ["lightgcn", "mf", *slowly("bpr-batches", "multvae-revadv")])
 def test_poisoned_copies_of_the_data_share_one_compiled_model(name):
     """`vmap` over injected data of one capacity equals fitting one copy after the other."""
     train_data, track = events(name), "explicit" if name in RATINGS else "implicit"

@@ -87,6 +87,7 @@ def test_derivatives_of_any_order_and_mode(drawn, order):
     close(jax.jit(transform(ours))(A, B), transform(dense)(A, B))
 
 
+@pytest.mark.slow
 def test_spread_differentiates_in_both_arguments(drawn):
     cells, matrix, A, B = drawn
     where = np.nonzero(np.asarray(matrix))

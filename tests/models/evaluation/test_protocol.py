@@ -195,6 +195,7 @@ def test_fake_rows_of_the_model_are_never_asked_for(world):
     assert_same(plain, evaluate(lambda u: poisoned[u], train, test=test, targets=targets, k=5, block=64))
 
 
+@pytest.mark.slow
 def test_vmap_over_target_sets_and_models_equals_a_loop(world, rng):
     table, train, test, _ = world
     sets = jnp.asarray(np.stack([rng.permutation(40)[:5] for _ in range(4)]))

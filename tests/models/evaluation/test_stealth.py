@@ -16,7 +16,7 @@ from models.evaluation.stealth import (
 
 def test_popularity_distance_is_that_of_scipy(rng):
     stats = pytest.importorskip("scipy.stats")
-    for _ in range(20):
+    for _ in range(5):
         train = Interactions.from_dense((rng.random((12, 9)) < 0.4).astype(float))
         profiles = Profiles.from_rows((rng.random((3, 9)) < 0.5).astype(float), np.array([0]))
         rows = np.asarray(profiles.to_rows())
