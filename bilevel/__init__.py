@@ -30,6 +30,7 @@ from bilevel.inner import (
     fixed_point,
     gradient_descent,
     minibatches,
+    precompose,
 )
 from bilevel.linear import (
     Code,
@@ -114,6 +115,7 @@ __all__ = [
     "one_step",
     "peak_rss",
     "precision",
+    "precompose",
     "run",
     "set_columns",
     "shard_rows",

@@ -1,0 +1,140 @@
+"""Filter, then train: the users that a detector finds most suspicious do not enter the training.
+
+    flagged = users whose score lies above the (1 - level) quantile;  train' = train without their events
+
+The number of fakes is never told: at a level of 5%, 5% of the users are lost whether anybody attacked or not, which is
+the price of this defense and belongs into every table. `soft_filter` is the same idea as a differentiable weight, so
+that an attacker who knows of it can be built: a defense is only believed against that one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
+from bilevel import precompose
+from defenses.detectors import Detector
+from models.data import Interactions
+from models.recommender import Recommender, numbers
+
+
+def flagged(scores: Float[np.ndarray, " U"], level: float = 0.05) -> Bool[np.ndarray, " U"]:
+    """The share `level` of users with the highest scores; of equal ones those with the highest id.
+
+    Injected users come last, so ties are decided against them; where all scores are equal nothing is learned.
+
+    Args:
+        scores: one a user, higher is more suspicious.
+        level: share of users flagged, in [0, 1].
+
+    Returns:
+        (U,) truth values, `round(level U)` of them True.
+
+    Raises:
+        ValueError: a level outside its range.
+
+    >>> flagged(np.array([0.1, 0.9, 0.5, 0.5]), 0.5).tolist()
+    [False, True, False, True]
+    """
+    if not 0 <= level <= 1:
+        raise ValueError(f"flagged: level={level}; expected a share in [0, 1]")
+    order = np.lexsort((np.arange(scores.size), scores))
+    found = np.zeros(scores.size, bool)
+    found[order[scores.size - round(level * scores.size) :]] = True
+    return found
+
+
+def without(train: Interactions, users: Bool[np.ndarray, " U"]) -> Interactions:
+    """`train` without the events of some users, who stay in the catalog as users without a click.
+
+    >>> train = Interactions.from_arrays([0, 1], [0, 1])
+    >>> int(without(train, np.array([True, False])).count)
+    1
+    """
+    return train.keep(jnp.asarray(~np.asarray(users, bool))[train.user])
+
+
+def filtered(
+    train: Interactions, detector: Detector, level: float = 0.05
+) -> tuple[Interactions, Bool[np.ndarray, " U"]]:
+    """What is left to train on after a detector, and who was flagged.
+
+    Args:
+        train: interactions, with or without fake users among them.
+        detector: from `defenses.detectors`.
+        level: share of users flagged.
+
+    **Differs from the paper:** the literature removes as many users as there are fakes, which nobody knows.
+
+    >>> from defenses.detectors import duplicate
+    >>> left, users = filtered(Interactions.from_arrays([0, 1, 2], [0, 1, 1]), duplicate, level=0.67)
+    >>> users.tolist(), int(left.count)
+    ([False, True, True], 1)
+    """
+    users = flagged(detector(train), level)
+    return without(train, users), users
+
+
+def soft_filter(
+    model: Recommender,
+    suspicion: Callable[[Float[Array, "F I"], Any], Float[Array, " F"]],
+    *,
+    cut: float,
+    temperature: float = 0.05,
+) -> Recommender:
+    """`model` trained on fake rows that are scaled by how unsuspicious they look, a differentiable filter.
+
+        x'_f = x_f / (1 + exp((s(x_f) - cut) / temperature))
+
+    Use it as the surrogate of an adaptive attack (`attacks.revadv(soft_filter(...), ...)`): the derivative goes through
+    the filter. Real users are not filtered, which favors the defender.
+
+    Args:
+        model: any recommender that takes fake rows.
+        suspicion: `(x, data) -> (F,)` differentiable scores, such as `rarity` or `likeness`.
+        cut: the score at which half is left, such as a quantile of the real users' scores.
+        temperature: how soft, > 0, in the unit of the scores.
+
+    Raises:
+        ValueError: a number outside its range.
+
+    **Differs from the paper:** not in a paper.
+
+    >>> from models.wrmf import wrmf
+    >>> soft_filter(wrmf(), likeness, cut=0.5).name
+    'filtered-wrmf'
+    """
+    numbers("soft_filter", 0, open_end=True, temperature=temperature)
+
+    def left(x: Array, data: Any) -> Array:
+        if x.shape[0] == 0:
+            return x
+        return x * jax.nn.sigmoid((cut - suspicion(x, data)) / temperature)[:, None]
+
+    return dataclasses.replace(
+        model,
+        name=f"filtered-{model.name}",
+        config={**model.config, "cut": cut, "temperature": temperature},
+        loss=lambda params, x, data, ctx: model.loss(params, left(x, data), data, ctx),
+        embed=lambda params, x, data: model.embed(params, left(x, data), data),
+        trainer=lambda users, items, fakes, events=0: precompose(
+            model.trainer(users, items, fakes, events), left
+        ),
+    )
+
+
+def likeness(x: Float[Array, "F I"], data: Any = None) -> Float[Array, " F"]:
+    """The largest cosine to another fake row: the differentiable side of `duplicate` and `deg_sim`.
+
+    >>> likeness(jnp.array([[1.0, 0.0], [1.0, 0.0], [0.0, 2.0]])).tolist()
+    [1.0, 1.0, 0.0]
+    """
+    norm = jnp.sqrt(jnp.sum(x**2, 1, keepdims=True) + 1e-12)
+    near = (x / norm) @ (x / norm).T
+    return jnp.max(jnp.where(jnp.eye(x.shape[0], dtype=bool), 0.0, near), 1, initial=0.0)
