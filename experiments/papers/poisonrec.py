@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Int
 
 import attacks
 from attacks.attack import Attack
@@ -27,6 +27,7 @@ from experiments.study import Report, Spec, Study
 from models import registry
 from models.data import Interactions, Profiles, new_items
 from models.data.protocols import prepared
+from models.evaluation import plane
 
 FAKES, CLICKS, TARGETS, DRAWS = 20, 20, 8, 10
 DATA = {
@@ -120,12 +121,45 @@ def run(spec: Spec) -> dict[str, Any]:
         keys = jax.random.split(for_draws, DRAWS)
         clicks = jnp.stack([_clicks(attack(one, train, targets)) for one in keys])
     rewards = jax.jit(box.rewards)(world, clicks, for_rewards).recnum
-    share = np.isin(np.asarray(clicks), np.asarray(targets)).mean()
+    aimed = np.isin(np.asarray(clicks), np.asarray(targets))
+    share = aimed.mean()
+    if spec["attack"] == "PoisonRec" and spec["seed"] == 0:
+        found |= strategy(np.asarray(clicks), aimed, world, train)
     return {
         **found,
         "recnum": float(jnp.mean(rewards)),
         "draws": np.asarray(rewards).tolist(),
         "share": float(share),
+    }
+
+
+def strategy(
+    clicks: Int[np.ndarray, "M N T"], aimed: Bool[np.ndarray, "M N T"], world: World, train: Interactions
+) -> dict[str, Any]:
+    """What the final policy clicks: how often it alternates, what it clicks most, and where in the ranker's item space.
+
+    Returns:
+        `alternation`: share of neighboring clicks of which exactly one is a target; `clicked`: the 20 items clicked
+        most with their share of clicks; and, for rankers with a table of items, `plane`: t-SNE of the drawn items
+        (those clicked at all and others, 400 together), `popularity` and `times` clicked of each.
+    """
+    item, times = np.unique(clicks, return_counts=True)
+    most = np.argsort(-times, kind="stable")[:20]
+    found: dict[str, Any] = {
+        "alternation": float(np.mean(aimed[..., 1:] != aimed[..., :-1])),
+        "clicked": [[int(item[k]), float(times[k] / clicks.size)] for k in most],
+    }
+    table = getattr(world.base, "params", {})
+    table = table.get("item") if isinstance(table, dict) else None
+    if table is None or np.ndim(table) != 2:
+        return found
+    rest = np.random.default_rng(0).permutation(np.setdiff1d(np.arange(train.items), item))
+    drawn = np.concatenate([item[np.argsort(-times, kind="stable")][:200], rest])[:400]
+    counted = dict(zip(item.tolist(), times.tolist(), strict=True))
+    return found | {
+        "plane": plane(np.asarray(table)[drawn], "tsne").round(2).tolist(),
+        "popularity": np.asarray(train.popularity())[drawn].tolist(),
+        "times": [counted.get(int(one), 0) for one in drawn],
     }
 
 
@@ -207,9 +241,32 @@ def table3_report(records: list[Record], folder: Path) -> Report:
     ]
     for record in records:
         notes += [f"{record.spec['data']}: {text}" for text in record.result["notes"]]
-    return Report(
-        "PoisonRec, Table III", header, rows, list(dict.fromkeys(notes)), _pictures(records, folder)
-    )
+    notes += [
+        f"{r.spec['data']}, {r.spec['ranker']}: PoisonRec's final policy clicks targets {r.result['share']:.0%} of the "
+        f"time, {r.result['clicked'][0][1]:.0%} go to one item, {r.result['alternation']:.0%} of neighboring clicks "
+        "alternate between a target and another item"
+        for r in records
+        if "alternation" in r.result
+    ]
+    pictures = [*_pictures(records, folder), *_planes(records, folder)]
+    return Report("PoisonRec, Table III", header, rows, list(dict.fromkeys(notes)), pictures)
+
+
+def _planes(records: list[Record], folder: Path) -> list[Path]:
+    """Fig. 6: the items in the ranker's space by popularity, those the policy clicks circled."""
+    found = [r for r in records if "plane" in r.result]
+    if not found:
+        return []
+    made, axes = report.figure(1, len(found), width=3.2, height=3.2)
+    for axis, record in zip(axes.flat, found, strict=True):
+        points, times = np.array(record.result["plane"]), np.array(record.result["times"])
+        color = np.log1p(record.result["popularity"])
+        axis.scatter(*points.T, c=color, s=6, cmap="viridis")
+        hit = times > 0
+        size = 20 + 200 * times[hit] / times.max()
+        axis.scatter(*points[hit].T, s=size, facecolors="none", edgecolors="C3", linewidths=0.7)
+        axis.set(title=f"{record.spec['data']}, {record.spec['ranker']}", xticks=[], yticks=[])
+    return [report.save(made, folder / "poisonrec-strategies.png")]
 
 
 def _pictures(records: list[Record], folder: Path) -> list[Path]:

@@ -8,6 +8,7 @@ import pytest
 
 from experiments.papers import STUDIES, detectability, poisonrec, rapu, rapu_sweeps, revadv_gowalla
 from experiments.record import Record
+from models.data import Interactions
 
 ABOUT = {"seconds": 1.0, "peak_rss": 2e9}
 
@@ -93,6 +94,10 @@ def test_poisonrec_tables(tmp_path):
             curve = np.linspace(0, 100, spec["steps"]).tolist()
             found |= {"mean_reward": curve, "target_share": curve, "best": 120.0, "share": 0.5}
             found |= {"craft_seconds": 9.0}
+        if spec["attack"] == "PoisonRec" and spec["seed"] == 0:
+            found |= {"alternation": 0.75, "clicked": [[3, 0.5]]}
+            if spec["ranker"] == "PMF":
+                found |= {"plane": [[0.0, 1.0], [1.0, 0.0]], "popularity": [5, 0], "times": [0, 7]}
         return Record(spec, found, ABOUT)
 
     made = poisonrec.table3_report([record(s) for s in poisonrec.table3_cells(False)], tmp_path)
@@ -100,8 +105,23 @@ def test_poisonrec_tables(tmp_path):
     assert row[-1].endswith("/ 2,239")
     assert not any(r[:2] == ["steam", "GRU4Rec"] for r in made.rows)  # its order is not known
     assert "paper: Random 7, Popular 10, Middle 10" in "\n".join(made.notes)
+    assert "CoVisitation: PoisonRec's final policy clicks targets 50%" in "\n".join(made.notes)
+    assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
     assert {r[1] for r in made.rows} == set(poisonrec.DESIGNS)
+
+
+def test_the_strategy_of_a_policy_that_alternates():
+    clicks = np.array([[[9, 1, 9, 2], [9, 1, 9, 9]]])
+    base = type("Base", (), {"params": {"item": np.random.default_rng(0).normal(size=(60, 3))}})()
+    world = type("World", (), {"base": base})()
+    train = Interactions.from_arrays([0], [1], items=60)
+    found = poisonrec.strategy(clicks, clicks == 9, world, train)  # type: ignore[arg-type]
+    assert found["alternation"] == 5 / 6
+    assert found["clicked"][0] == [9, 5 / 8]
+    assert found["times"][:3] == [5, 2, 1]
+    assert sum(found["times"]) == 8
+    assert len(found["plane"]) == 60
 
 
 def test_detectability_draws_the_first_seed(tmp_path):
