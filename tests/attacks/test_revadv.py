@@ -14,6 +14,7 @@ import pytest
 import attacks
 import bilevel
 from attacks.surrogate import hypergradient, make_estimator, respond
+from models import registry
 from models.als import als
 from models.data import Interactions
 from models.evaluation import evaluate
@@ -392,3 +393,37 @@ def test_flags_are_flags(name):
 def test_the_call_refuses(train, key, arguments, call, error, match):
     with pytest.raises(error, match=match):
         attacks.revadv(wrmf(**SMALL), **{**GOOD, **arguments})(key, train, TARGETS, **call)
+
+
+# ------------------------------------------------------------------------------------------------ every surrogate
+
+SIZES = {"factors": 3, "epochs": 3, "learning_rate": 0.05, "batch": 8}
+SURROGATES: dict[str, dict[str, Any]] = {
+    "wrmf": SMALL,
+    "als": {"factors": 3, "sweeps": 2},
+    "itemae": {"hidden": (4,), "epochs": 3},
+    "gmf": SIZES,
+    "neumf": SIZES | {"tower": 3, "hidden": (4,)},
+    "multvae": {"hidden": 5, "latent": 2, "epochs": 3, "batch": 6},
+    "cml": SIZES,
+    "bpr": SIZES,
+    "pmf": SIZES,
+    "autorec": {"hidden": 4, "epochs": 3, "batch": 6, "by": "user"},
+    "lightgcn": SIZES | {"layers": 2},
+    "ngcf": SIZES | {"layers": (3, 3)},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SURROGATES)
+def test_every_differentiable_surrogate_moves_the_rows(train, rows, key, name):
+    model = registry.make(name, None, **SURROGATES[name])
+    slope = gradient(model, make_estimator("exact"), rows, train, key).grad
+    assert np.isfinite(np.asarray(slope)).all()
+    assert np.abs(np.asarray(slope)).max() > 0
+    attack = attacks.revadv(model, fakes=FAKES, budget=3, projection="topk", click_targets=True, steps=2, k=3)
+    profiles, history = attack.trace(key, train, TARGETS)
+    clicked = np.asarray(profiles.to_rows())
+    assert (clicked[:, TARGETS] == 1).all()
+    assert (clicked.sum(1) <= 5).all()
+    assert np.isfinite(np.asarray(history["loss"])).all()
