@@ -31,6 +31,7 @@ from bilevel.inner import (
     gradient_descent,
     minibatches,
     precompose,
+    with_loss,
 )
 from bilevel.linear import (
     Code,
@@ -127,4 +128,5 @@ __all__ = [
     "truncated",
     "unrolled",
     "value_and_hypergrad",
+    "with_loss",
 ]

@@ -135,6 +135,7 @@ class Inner:
         update(params)`.
       loss, update: whichever the loop is made of (the other is None).
       epoch: steps of a pass over the data where there are no `batches`, see `steps_per_epoch`.
+      optimizer: what moves the parameters, None for a fixed-point loop; `with_loss` keeps it.
     """
 
     steps: int
@@ -150,6 +151,7 @@ class Inner:
     batches: Minibatches | None = None
     aux: Aux | None = None
     epoch: int = 1
+    optimizer: optax.GradientTransformation | None = None
 
     def __repr__(self) -> str:
         return f"{self.name}(steps={self.steps})"
@@ -274,6 +276,7 @@ def gradient_descent(
         batches=batches,
         aux=aux,
         epoch=epoch,
+        optimizer=optimizer,
     )
 
 
@@ -325,6 +328,31 @@ def fixed_point(update: Callable[..., Any], steps: int, *, batches: Minibatches 
         return jax.tree.map(jnp.subtract, params, _like(update(params, x, data, ctx), params))
 
     return Inner(steps, "fixed_point", init, step, replay, pull, stationarity, update=update, batches=batches)
+
+
+def with_loss(inner: Inner, loss: Callable[..., Array]) -> Inner:
+    """The same loop (optimizer, steps, batches, auxiliary state) on another loss, such as one with a penalty added.
+
+    Args:
+      inner: made by `gradient_descent`.
+      loss: `(params, x, data, ctx) -> scalar`.
+
+    Raises:
+      TypeError: a fixed-point loop, which has no loss.
+
+    **Differs from the paper:** not an algorithm of a paper.
+
+    >>> inner = gradient_descent(lambda p, x, data, ctx: jnp.sum((p - x) ** 2), optax.sgd(0.1), steps=5)
+    >>> with_loss(inner, lambda *at: inner.loss(*at) + jnp.sum(at[0] ** 2))
+    gradient_descent(steps=5)
+    """
+    if inner.optimizer is None:
+        raise TypeError(
+            f"with_loss: {inner!r} follows no gradient of a loss; expected a gradient_descent loop"
+        )
+    return gradient_descent(
+        loss, inner.optimizer, inner.steps, batches=inner.batches, aux=inner.aux, epoch=inner.epoch
+    )
 
 
 def precompose(inner: Inner, transform: Callable[[Any, Any], Any]) -> Inner:

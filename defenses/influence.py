@@ -1,0 +1,132 @@
+"""How the empirical risk of a recommender answers to the ratings of a user: APT's influence vector.
+
+Wu, Lian, Ge, Zhu, Chen, Yuan (APT), SIGIR 2021, eqs 4 and 5, after Koh, Liang, ICML 2017:
+
+    I_j = -(1/n) grad L_ER' H^-1 d/dz_j grad L(z),    L(z) = (1/I) sum_j (z_j - s_zj)^2
+
+H is the Hessian of the training loss, s_zj the score of item j for an existing user z, whose row is taken dense with 0
+for a missing rating. `d/dz_j grad L(z) = -(2/I) grad s_zj`, so `I_j = 2 / (n I) (J v)_zj`, `v = H^-1 grad L_ER`: for
+matrix factorization `2 / (n I) (q_j . v_P[z] + p_z . v_Q[j])`, for any other recommender one forward-mode product.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+import bilevel
+from models.data import Interactions
+from models.recommender import Params, Recommender
+from models.train import Start
+
+Solver = Literal["cg", "gauss_newton", "lissa", "lissa_block", "identity"]
+Risk = Literal["code", "paper"]
+
+
+class Point(NamedTuple):
+    """Where influences are asked for: a training, its current parameters, the rows beside it, and the data."""
+
+    start: Start
+    params: Params
+    x: Float[Array, "F I"]
+    train: Interactions
+
+
+def influence_vector(
+    model: Recommender,
+    at: Point,
+    *,
+    solver: Solver | bilevel.LinearSolver,
+    risk: Risk,
+    references: int,
+    highest: float,
+) -> tuple[Float[Array, " I"], Int[Array, ""]]:
+    """`I_j = (2 / (n I)) sum_z d s_zj / d theta . v` with `v = H^-1 grad L_ER`, eq. 5, summed over reference users.
+
+    Args:
+        model, at: the training and where it stands.
+        solver, risk, references: as in `apt`; the risk of "paper" is that of the events in `train`.
+        highest: the largest rating, by which ratings are divided; 1 for clicks.
+
+    Returns:
+        (I,) influences, negative where a higher cell lowers the risk, and the solver's code (0: OK).
+
+    Reference: Wu et al., SIGIR 2021, eq. 5. **Differs from the paper:** its n, the number of ratings, is a factor; here
+    it is the number of users.
+    """
+    ctx = at.start.inner.final_context(at.start.key)
+    loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
+    slope = jax.grad(_risk(model, at, loss, risk, highest))(at.params)
+    moved, code = _inverse(model, at, loss, slope, solver)
+    users = smallest(at.params, at.train, references)
+    scores = lambda params: model.scores(params, at.x, at.start.data, users)
+    along = jax.jvp(scores, (at.params,), (moved,))[1]
+    return 2 / (at.train.users * at.train.items) * jnp.sum(along, 0), code
+
+
+def smallest(params: Params, train: Interactions, count: int) -> Int[Array, " n"]:
+    """The users with the smallest vectors; where a model has no table `user`, those with the fewest events."""
+    table = params.get("user") if isinstance(params, dict) else None
+    size = train.degrees() if table is None else jnp.sum(table[: train.users] ** 2, 1)
+    return jnp.argsort(size)[:count].astype(jnp.int32)
+
+
+def _risk(model: Recommender, at: Point, loss, risk: Risk, highest: float) -> Callable[[Params], Array]:
+    if risk == "code":
+        return lambda params: jax.nn.sigmoid(loss(params))
+
+    def each(params):
+        scores = _observed(model, at, params)
+        wanted = at.train.weight / highest
+        return jnp.sum(jnp.where(at.train.mask, jax.nn.sigmoid((wanted - scores) ** 2), 0))
+
+    return each
+
+
+def _observed(model: Recommender, at: Point, params: Params) -> Float[Array, " E"]:
+    """The scores of the real events: of factor models by products of rows, of others from all cells."""
+    embedding = model.embed(params, at.x, at.start.data)
+    user, item = at.train.user, at.train.item
+    if isinstance(embedding, dict) and set(embedding) == {"user", "item"}:
+        return jnp.sum(embedding["user"][user] * embedding["item"][item], 1)
+    return model.score(embedding, jnp.arange(at.train.users))[user, item]
+
+
+def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tuple[Params, Int[Array, ""]]:
+    """`H^-1 slope` and what the solver says of it."""
+    if isinstance(solver, str) and solver == "identity":
+        return slope, jnp.zeros((), jnp.int32)
+    full = jax.linearize(jax.grad(loss), at.params)[1]
+    if solver == "gauss_newton":
+        # Only the curvature of the squared errors counts, which the ratings do not change.
+        outer = lambda scores: jnp.sum(jnp.where(at.train.mask, scores**2, 0)) / at.train.count
+        product = lambda v: bilevel.gauss_newton_product(
+            lambda p: _observed(model, at, p), outer, at.params, v
+        )
+    elif solver == "lissa_block":
+        product = functools.partial(_by_leaf, full)
+    else:
+        product = full
+    series = {"lissa": 1000, "lissa_block": 1000}
+    if not isinstance(solver, str):
+        method = solver
+    elif solver in series:
+        method = bilevel.lissa(series[solver], scale=1.0, probe=0)
+    else:
+        method = bilevel.cg(damping=1e-3, max_steps=100, rtol=1e-4, probe=0)
+    found = method(product, slope)
+    return found.value, jnp.asarray(found.code, jnp.int32)
+
+
+def _by_leaf(product: Callable[[Params], Params], v: Params) -> Params:
+    """The product with the blocks of each parameter with itself only."""
+    leaves, shape = jax.tree.flatten(v)
+    alone = lambda at: shape.unflatten(
+        [leaf if k == at else jnp.zeros_like(leaf) for k, leaf in enumerate(leaves)]
+    )
+    return shape.unflatten([jax.tree.leaves(product(alone(at)))[at] for at in range(len(leaves))])

@@ -1,0 +1,104 @@
+"""Adversarial training: the change of a row, its effect on the loss, and the two limits in which it is known."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import attacks
+from defenses.adversarial import adversarial, worst
+from models.als import als
+from models.bpr import bpr
+from models.data import Interactions
+from models.mf import mf
+from models.multvae import multvae
+from models.train import begin, fit
+from models.wrmf import wrmf
+
+KEY = jax.random.key(0)
+U, I = 10, 7
+
+
+@pytest.fixture
+def ratings(rng):
+    dense = (rng.random((U, I)) < 0.7) * rng.integers(1, 6, (U, I)).astype(float)
+    dense[:, 0] += (dense.sum(1) == 0) * 3
+    return Interactions.from_dense(dense, track="explicit")
+
+
+@given(seed=st.integers(0, 2**20), epsilon=st.floats(1e-3, 10))
+def test_every_row_moves_by_epsilon_or_not_at_all(seed, epsilon):
+    g = np.random.default_rng(seed).normal(size=(5, 3))
+    g[seed % 5] = 0
+    change = worst(
+        {"user": jnp.asarray(g), "item": jnp.asarray(g), "last": jnp.asarray(g)}, epsilon, ("user", "item")
+    )
+    length = np.linalg.norm(change["user"], axis=1)
+    np.testing.assert_allclose(length, np.where(np.arange(5) == seed % 5, 0, epsilon), rtol=1e-5)
+    assert not np.asarray(change["last"]).any()
+
+
+def test_epsilon_0_doubles_the_loss_and_small_changes_raise_it(x64, ratings):
+    model = mf(factors=3, batch=None)
+    start = begin(model, ratings, KEY)
+    ctx = start.inner.final_context(start.key)
+    value = lambda m: m.loss(start.params, start.x, start.data, ctx)
+    np.testing.assert_allclose(value(adversarial(model, epsilon=0.0)), 2 * value(model), rtol=1e-12)
+    assert float(value(adversarial(model, epsilon=1e-3))) > 2 * float(value(model))
+    np.testing.assert_allclose(value(adversarial(model, epsilon=0.5, weight=0.0)), value(model), rtol=1e-12)
+
+
+def test_epsilon_0_under_adagrad_is_plain_training(x64, ratings):
+    # Adagrad divides by the size of the gradients: twice the loss takes the same steps, but for its start.
+    model = mf(factors=3, epochs=5, batch=None, learning_rate=0.1)
+    plain = fit(model, ratings, KEY).scores(jnp.arange(U))
+    same = fit(adversarial(model, epsilon=0.7, weight=0.0), ratings, KEY).scores(jnp.arange(U))
+    other = fit(adversarial(model, epsilon=0.7), ratings, KEY).scores(jnp.arange(U))
+    np.testing.assert_allclose(same, plain, rtol=1e-10)
+    assert np.abs(np.asarray(other - plain)).max() > 1e-3
+
+
+def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings):
+    model = mf(factors=3, epochs=1, batch=None)
+    hard = adversarial(model, epsilon=0.2, weight=0.7)
+    start = begin(model, ratings, KEY)
+    ctx = start.inner.final_context(start.key)
+    grad = lambda m, p: jax.grad(m.loss)(p, start.x, start.data, ctx)
+    g = grad(model, start.params)
+    moved = {
+        k: v + 0.2 * g[k] / jnp.maximum(jnp.linalg.norm(g[k], axis=1, keepdims=True), 1e-300)
+        for k, v in start.params.items()
+    }
+    expected = jax.tree.map(lambda a, b: a + 0.7 * b, g, grad(model, moved))
+    found = grad(hard, start.params)
+    for name in ("user", "item"):
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12)
+
+
+def test_models_of_clicks_and_an_attacker_who_knows(rng):
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
+    hard = adversarial(bpr(factors=2, epochs=2, batch=8), epsilon=0.5)
+    assert np.isfinite(np.asarray(fit(hard, clicks, KEY).scores(jnp.arange(U)))).all()
+    attack = attacks.revadv(
+        adversarial(wrmf(factors=2, epochs=3), epsilon=0.1),
+        fakes=2,
+        budget=2,
+        projection="topk",
+        steps=2,
+        k=3,
+    )
+    profiles, history = attack.trace(KEY, clicks, jnp.array([1]))
+    assert profiles.to_rows().shape == (2, I)
+    assert np.isfinite(np.asarray(history["loss"])).all()
+
+
+def test_what_has_no_embeddings_or_no_gradient_is_refused(rng):
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
+    with pytest.raises(ValueError, match="the parameters are"):
+        fit(adversarial(multvae(hidden=3, latent=2, epochs=1, batch=None)), clicks, KEY)
+    with pytest.raises(ValueError, match="not trained by gradient descent"):
+        fit(adversarial(als(factors=2, sweeps=1)), clicks, KEY)
+    with pytest.raises(ValueError, match="epsilon"):
+        adversarial(wrmf(), epsilon=-1.0)

@@ -1,0 +1,300 @@
+"""APT: the influence vector by its definition and by retraining, the helpful users, and plain training without them."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.flatten_util import ravel_pytree
+from scipy.stats import norm, spearmanr
+
+import attacks
+import bilevel
+from defenses.apt import apt, choose, erm_surrogate, ratings
+from defenses.influence import Point, influence_vector, smallest
+from models.bpr import bpr
+from models.data import Interactions
+from models.mf import mf
+from models.multvae import multvae
+from models.train import Start, begin, fit
+from models.wrmf import wrmf
+
+KEY = jax.random.key(0)
+U, I = 14, 9
+
+
+@pytest.fixture
+def train(rng):
+    dense = (rng.random((U, I)) < 0.6) * rng.integers(1, 6, (U, I))
+    dense[:, 0] += (dense.sum(1) == 0) * 3
+    return Interactions.from_dense(dense.astype(float), track="explicit")
+
+
+def small(**changes):
+    return mf(**{"factors": 3, "epochs": 8, "batch": None, "learning_rate": 0.3, **changes})
+
+
+def point(model, train, steps=None):
+    """Parameters after the model's training (or of `steps` by plain descent), in float64."""
+    start = begin(model, train, KEY)
+    wide = lambda tree: jax.tree.map(
+        lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
+    )
+    start = Start(
+        start.inner, wide(start.params), jnp.zeros((0, I), jnp.float64), wide(start.data), start.key
+    )
+    inner = start.inner if steps is None else bilevel.gradient_descent(model.loss, optax.adam(0.02), steps)
+    params = bilevel.detached(inner)(start.x, start.params, start.data, start.key)
+    return Point(start, params, start.x, train)
+
+
+# ------------------------------------------------------------------------------------------------ influence
+
+
+@pytest.mark.parametrize("risk", [pytest.param("code", marks=pytest.mark.slow), "paper"])
+def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
+    """`-(1/n) v' d/dz_j grad L(z)` with `L(z) = mean_j (z_j - p_z q_j)^2` written out, `v` by a dense inverse."""
+    model = small()
+    at = point(model, train)
+    found, _ = influence_vector(
+        model, at, solver=bilevel.dense(damping=1e-2), risk=risk, references=2, highest=5.0
+    )
+    flat, unravel = ravel_pytree(at.params)
+    ctx = at.start.inner.final_context(at.start.key)
+    loss = lambda theta: model.loss(unravel(theta), at.x, at.start.data, ctx)
+
+    def empirical(theta):
+        if risk == "code":
+            return jax.nn.sigmoid(loss(theta))
+        params = unravel(theta)
+        error = train.weight / 5 - jnp.sum(params["user"][train.user] * params["item"][train.item], 1)
+        return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
+
+    v = jnp.linalg.solve(jax.hessian(loss)(flat) + 1e-2 * jnp.eye(flat.size), jax.grad(empirical)(flat))
+    users = smallest(at.params, train, 2)
+
+    def of_row(theta, z):
+        params = unravel(theta)
+        return jnp.sum(jnp.mean((z - params["user"][users] @ params["item"].T) ** 2, 1))
+
+    mixed = jax.jacfwd(jax.grad(of_row), argnums=1)(flat, jnp.zeros((2, I)))
+    expected = -jnp.einsum("t,tzj->j", v, mixed) / U
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
+def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
+    """`w L(z')` on z's own vector, w = 1e-4, at a converged ridge problem: Delta L_ER against `I . z'` for rows z'."""
+    rng = np.random.default_rng(seed)
+    dense = (rng.random((U, I)) < 0.6) * rng.integers(1, 6, (U, I)).astype(float)
+    dense[:, 0] += (dense.sum(1) == 0) * 3
+    train = Interactions.from_dense(dense, track="explicit")
+    model = mf(factors=3, epochs=1, batch=None, l2=0.05)
+    at = point(model, train, steps=4000)
+    influence, _ = influence_vector(
+        model, at, solver=bilevel.dense(), risk="paper", references=1, highest=5.0
+    )
+    (user,) = smallest(at.params, train, 1)
+    ctx = at.start.inner.final_context(at.start.key)
+
+    def retrained(z, w):
+        def loss(params, z, data, ctx):
+            own = jnp.mean((z - params["item"] @ params["user"][user]) ** 2)
+            return model.loss(params, at.x, data, ctx) + w * own
+
+        inner = bilevel.gradient_descent(loss, optax.sgd(0.5), 6000)
+        params = bilevel.detached(inner)(z, at.params, at.start.data, at.start.key)
+        error = train.weight / 5 - jnp.sum(params["user"][train.user] * params["item"][train.item], 1)
+        return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
+
+    assert (
+        float(
+            jnp.linalg.norm(
+                ravel_pytree(jax.grad(model.loss)(at.params, at.x, at.start.data, ctx))[0]
+            )
+        )
+        < 1e-6
+    )
+    rows = jnp.asarray(rng.random((24, I)))
+    change = jax.jit(jax.vmap(lambda z: retrained(z, 1e-4)))(rows)
+    assert spearmanr(np.asarray(change), np.asarray(rows @ influence))[0] > 0.95
+
+
+def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
+    model = small()
+    at = point(model, train)
+    found, _ = influence_vector(model, at, solver="lissa_block", risk="code", references=1, highest=5.0)
+    ctx = at.start.inner.final_context(at.start.key)
+    loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
+    slope = jax.grad(lambda params: jax.nn.sigmoid(loss(params)))(at.params)
+    moved = {}
+    for name in ("user", "item"):
+        block = jax.hessian(lambda leaf, name=name: loss({**at.params, name: leaf}))(at.params[name])
+        size = at.params[name].size
+        h, vectors = np.linalg.eigh(np.asarray(block).reshape(size, size))
+        series = np.where(h == 0, 1001, (1 - (1 - h) ** 1001) / np.where(h == 0, 1, h))
+        moved[name] = (vectors @ (series * (vectors.T @ np.ravel(slope[name])))).reshape(
+            at.params[name].shape
+        )
+    (user,) = smallest(at.params, train, 1)
+    expected = moved["user"][user] @ at.params["item"].T + moved["item"] @ at.params["user"][user]
+    np.testing.assert_allclose(found, 2 / (U * I) * expected, rtol=1e-6, atol=1e-14)
+
+
+def test_solvers_agree_where_they_should(x64, train):
+    model = small(l2=0.5)
+    at = point(model, train, steps=400)
+    ask = lambda solver: influence_vector(model, at, solver=solver, risk="paper", references=3, highest=5.0)[
+        0
+    ]
+    exact = ask(bilevel.dense(damping=1e-3))
+    np.testing.assert_allclose(ask("cg"), exact, rtol=1e-2, atol=1e-3 * np.abs(exact).max())
+    plain, gauss = ask("identity"), ask("gauss_newton")
+    assert np.isfinite(np.asarray(gauss)).all()
+    assert np.abs(np.asarray(plain - exact)).max() > 1e-3 * np.abs(np.asarray(exact)).max()
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        wrmf(factors=2, epochs=3),
+        bpr(factors=2, epochs=3, batch=8),
+        multvae(hidden=4, latent=2, epochs=3, batch=None),
+    ],
+    ids=lambda model: model.name,
+)
+def test_clicks_and_other_models(model, rng):
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
+    defense = apt(model, users=3, items=2, pretrain=1, every=1, grid=None, references=2, solver="identity")
+    fitted, said = defense.trace(clicks, KEY)
+    assert set(np.unique(fitted.x)) <= {0.0, 1.0}
+    assert (np.asarray(fitted.x).sum(1) <= 2).all()
+    assert np.isfinite(np.asarray(fitted.scores(jnp.arange(U)))).all()
+    assert said["negative"].shape == (2,)
+
+
+# ------------------------------------------------------------------------------------------------ the training
+
+
+@pytest.mark.parametrize("batch", [None, 16])
+def test_without_helpful_users_it_is_plain_training_bit_for_bit(train, batch):
+    model = small(batch=batch)
+    x = jnp.zeros((2, I)).at[:, 3].set(1.0)
+    plain, defended = fit(model, train, KEY, fakes_rows=x), apt(model, users=0).fit(train, KEY, fakes_rows=x)
+    for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(defended.params), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.fixture(scope="module")
+def defense():
+    model = mf(factors=3, epochs=9, batch=16, learning_rate=0.3)
+    # Positive definite systems: CG on an indefinite one multiplies rounding, and with it the draws.
+    return apt(model, users=4, items=3, pretrain=4, every=2, references=3, solver="gauss_newton")
+
+
+def test_helpful_users_rate_items_and_keep_the_attackers_rows(train, defense):
+    x = jnp.zeros((2, I)).at[:, 3].set(1.0)
+    fitted, said = defense.trace(train, KEY, x)
+    np.testing.assert_array_equal(fitted.x[:2], x)
+    helpful = np.asarray(fitted.x[2:])
+    assert ((helpful > 0).sum(1) <= 3).all()
+    np.testing.assert_allclose(helpful * 5, np.round(helpful * 5), atol=1e-5)
+    assert said["negative"].shape == (3,)  # epochs 4, 6 and 8
+    assert float(said["items"][-1]) == (helpful > 0).sum(1).mean()
+
+
+@pytest.mark.slow
+def test_vmap_over_keys_is_the_loop(x64, train, defense):
+    keys = jax.random.split(KEY, 3)
+    together = jax.vmap(lambda key: defense.fit(train, key).scores(jnp.arange(U)))(keys)
+    alone = jnp.stack([defense.fit(train, key).scores(jnp.arange(U)) for key in keys])
+    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-9)
+
+
+def test_random_users_have_no_bonus_and_any_item(train):
+    model = small(epochs=3)
+    fitted = apt(model, users=200, items=1, pretrain=1, every=5, selection="random", bonus=4.0).fit(
+        train, KEY
+    )
+    helpful = np.asarray(fitted.x)
+    assert (helpful > 0).any(0).all()
+    dense = np.asarray(train.dense())
+    mean = dense.sum(0) / np.maximum((dense > 0).sum(0), 1)
+    ours = helpful.sum(0) / np.maximum((helpful > 0).sum(0), 1) * 5
+    assert np.abs(ours - mean).max() < 1.5  # a bonus of 4 would put all at 5
+
+
+# ------------------------------------------------------------------------------------------------ the draws
+
+
+@given(seed=st.integers(0, 2**20))
+def test_a_chosen_item_has_negative_influence_and_there_are_as_many_as_can_be(seed):
+    influence = jnp.asarray(np.random.default_rng(seed).normal(size=8).astype(np.float32))
+    chosen = np.asarray(_choose(jax.random.key(seed), influence))
+    negative = np.asarray(influence) < 0
+    assert not chosen[:, ~negative].any()
+    assert (chosen.sum(1) == min(3, negative.sum())).all()
+
+
+_choose = jax.jit(lambda key, influence: choose(key, influence, 2.0, 3, 5))
+
+
+def test_the_first_draw_has_the_weights_of_the_paper():
+    influence, t = jnp.array([-4.0, -3.0, 1.0, -1.0]), 2.0
+    chosen = np.asarray(choose(KEY, influence, t, 1, 20_000)).mean(0)
+    scaled = (np.array([-4.0, -3.0, np.inf, -1.0]) + 1) / 3  # the highest of the negative ones is -1
+    weight = np.exp(-t * scaled)
+    np.testing.assert_allclose(chosen, weight / weight.sum(), atol=0.01)
+
+
+def test_the_mean_rating_is_that_of_the_clipped_rounded_normal():
+    mean, deviation = jnp.array([0.3, 0.75, 1.0]), jnp.array([0.2, 0.3, 0.0])
+    found = np.asarray(ratings(KEY, (mean, deviation), 40_000, bonus=1.0, grid=(5.0, 1.0)))
+    for j in range(3):
+        edges = (np.arange(5) + 0.5) / 5  # what rounds to k/5 lies between two of them
+        below = norm.cdf(edges, mean[j], max(float(deviation[j]), 1e-9))
+        mass = np.diff(np.concatenate([[0], below, [1]]))
+        expected = np.sum(mass * np.minimum(np.arange(6) / 5 + 0.2, 1))
+        np.testing.assert_allclose(found[:, j].mean(), expected, atol=5e-3)
+    assert set(np.round(np.unique(found) * 5).astype(int)) <= {1, 2, 3, 4, 5}
+
+
+# ------------------------------------------------------------------------------------------------ who knows of it
+
+
+def test_an_attacker_may_optimize_against_helpful_users_that_are_held(x64, rng):
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
+    model = wrmf(factors=2, epochs=3, learning_rate=0.1)
+    rows = jnp.asarray((rng.random((2, I)) < 0.5).astype(float))
+    known = erm_surrogate(model, rows)
+    x = jnp.asarray((rng.random((3, I)) < 0.5).astype(float))
+    found = fit(known, clicks, KEY, fakes_rows=x).scores(jnp.arange(U))
+    expected = fit(model, clicks, KEY, fakes_rows=jnp.concatenate([x, rows])).scores(jnp.arange(U))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    attack = attacks.revadv(known, fakes=3, budget=2, projection="topk", steps=2, k=3)
+    profiles = attack(KEY, clicks, jnp.array([1]))
+    assert profiles.to_rows().shape == (3, I)
+
+
+@pytest.mark.parametrize(
+    ("change", "match"),
+    [
+        ({"items": 0}, "items"),
+        ({"every": 0}, "every"),
+        ({"selection": "best"}, "selection"),
+        ({"solver": "newton"}, "solver"),
+        ({"risk": "mean"}, "risk"),
+    ],
+)
+def test_bad_settings(change, match):
+    with pytest.raises(ValueError, match=match):
+        apt(small(), **change)
+
+
+def test_what_does_not_fit_the_data(train):
+    with pytest.raises(ValueError, match="references=50"):
+        apt(small(), users=2, items=2, references=50).fit(train, KEY)
+    with pytest.raises(ValueError, match="pretrain=8"):
+        apt(small(), users=2, items=2, pretrain=8, references=2).fit(train, KEY)
