@@ -118,7 +118,7 @@ def apt(
     renewal.
 
     **What it does not stop:** it weakens attacks whose fillers are ordinary; popular fillers and an attacker who adds
-    what the helpful users take away (see `erm_surrogate`) have to be measured.
+    what the helpful users take away (see `apt_surrogate`) have to be measured.
 
     >>> from models.mf import mf
     >>> train = Interactions.from_arrays([0, 1, 1], [0, 0, 1], [5.0, 3.0, 1.0], track="explicit")
@@ -334,7 +334,7 @@ def ratings(
 # ------------------------------------------------------------------------------------------------ against the defense
 
 
-def erm_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
+def apt_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
     """`model` trained beside helpful users, held constant: what an attacker who knows of APT optimizes against.
 
     Args:
@@ -345,7 +345,7 @@ def erm_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
     so renew them between attacks to come closer.
 
     >>> from models.wrmf import wrmf
-    >>> erm_surrogate(wrmf(), jnp.zeros((2, 5))).name
+    >>> apt_surrogate(wrmf(), jnp.zeros((2, 5))).name
     'apt-wrmf'
     """
     rows = jnp.asarray(rows)

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.flatten_util import ravel_pytree
-from scipy.stats import norm, spearmanr
+from scipy.stats import norm, rankdata
 
 import attacks
 import bilevel
-from defenses.apt import apt, choose, erm_surrogate, ratings
+from defenses.apt import apt, apt_surrogate, choose, ratings
 from defenses.influence import Point, influence_vector, smallest
 from models.bpr import bpr
 from models.data import Interactions
@@ -109,17 +109,11 @@ def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
         error = train.weight / 5 - jnp.sum(params["user"][train.user] * params["item"][train.item], 1)
         return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
 
-    assert (
-        float(
-            jnp.linalg.norm(
-                ravel_pytree(jax.grad(model.loss)(at.params, at.x, at.start.data, ctx))[0]
-            )
-        )
-        < 1e-6
-    )
+    slope = jax.grad(model.loss)(at.params, at.x, at.start.data, ctx)
+    assert float(jnp.linalg.norm(ravel_pytree(slope)[0])) < 1e-6
     rows = jnp.asarray(rng.random((24, I)))
     change = jax.jit(jax.vmap(lambda z: retrained(z, 1e-4)))(rows)
-    assert spearmanr(np.asarray(change), np.asarray(rows @ influence))[0] > 0.95
+    assert np.corrcoef(rankdata(change), rankdata(rows @ influence))[0, 1] > 0.95  # Spearman
 
 
 def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
@@ -143,6 +137,7 @@ def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
     np.testing.assert_allclose(found, 2 / (U * I) * expected, rtol=1e-6, atol=1e-14)
 
 
+@pytest.mark.slow
 def test_solvers_agree_where_they_should(x64, train):
     model = small(l2=0.5)
     at = point(model, train, steps=400)
@@ -159,9 +154,9 @@ def test_solvers_agree_where_they_should(x64, train):
 @pytest.mark.parametrize(
     "model",
     [
-        wrmf(factors=2, epochs=3),
         bpr(factors=2, epochs=3, batch=8),
-        multvae(hidden=4, latent=2, epochs=3, batch=None),
+        pytest.param(wrmf(factors=2, epochs=3), marks=pytest.mark.slow),
+        pytest.param(multvae(hidden=4, latent=2, epochs=3, batch=None), marks=pytest.mark.slow),
     ],
     ids=lambda model: model.name,
 )
@@ -187,30 +182,22 @@ def test_without_helpful_users_it_is_plain_training_bit_for_bit(train, batch):
         np.testing.assert_array_equal(a, b)
 
 
-@pytest.fixture(scope="module")
-def defense():
-    model = mf(factors=3, epochs=9, batch=16, learning_rate=0.3)
-    # Positive definite systems: CG on an indefinite one multiplies rounding, and with it the draws.
-    return apt(model, users=4, items=3, pretrain=4, every=2, references=3, solver="gauss_newton")
-
-
-def test_helpful_users_rate_items_and_keep_the_attackers_rows(train, defense):
-    x = jnp.zeros((2, I)).at[:, 3].set(1.0)
-    fitted, said = defense.trace(train, KEY, x)
-    np.testing.assert_array_equal(fitted.x[:2], x)
-    helpful = np.asarray(fitted.x[2:])
-    assert ((helpful > 0).sum(1) <= 3).all()
+def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
+    defense = apt(
+        small(epochs=9, batch=16), users=4, items=3, pretrain=4, every=2, references=3, solver="identity"
+    )
+    x, keys = jnp.zeros((2, I)).at[:, 3].set(1.0), jax.random.split(KEY, 3)
+    fitted, said = jax.vmap(lambda key: defense.trace(train, key, x))(keys)
+    np.testing.assert_array_equal(fitted.x[:, :2], jnp.broadcast_to(x, (3, 2, I)))
+    helpful = np.asarray(fitted.x[:, 2:])
+    negative = np.asarray(said["negative"])[:, -1:] * I
+    assert ((helpful > 0).sum(2) == np.minimum(3, np.round(negative))).all()
     np.testing.assert_allclose(helpful * 5, np.round(helpful * 5), atol=1e-5)
-    assert said["negative"].shape == (3,)  # epochs 4, 6 and 8
-    assert float(said["items"][-1]) == (helpful > 0).sum(1).mean()
-
-
-@pytest.mark.slow
-def test_vmap_over_keys_is_the_loop(x64, train, defense):
-    keys = jax.random.split(KEY, 3)
-    together = jax.vmap(lambda key: defense.fit(train, key).scores(jnp.arange(U)))(keys)
-    alone = jnp.stack([defense.fit(train, key).scores(jnp.arange(U)) for key in keys])
-    np.testing.assert_allclose(together, alone, rtol=1e-6, atol=1e-9)
+    assert said["negative"].shape == (3, 3)  # epochs 4, 6 and 8
+    np.testing.assert_allclose(said["items"][:, -1], (helpful > 0).sum(2).mean(1))
+    alone = jnp.stack([defense.fit(train, key, fakes_rows=x).scores(jnp.arange(U)) for key in keys])
+    together = jax.vmap(lambda made: made.scores(jnp.arange(U)))(fitted)
+    np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
 def test_random_users_have_no_bonus_and_any_item(train):
@@ -268,7 +255,7 @@ def test_an_attacker_may_optimize_against_helpful_users_that_are_held(x64, rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
     model = wrmf(factors=2, epochs=3, learning_rate=0.1)
     rows = jnp.asarray((rng.random((2, I)) < 0.5).astype(float))
-    known = erm_surrogate(model, rows)
+    known = apt_surrogate(model, rows)
     x = jnp.asarray((rng.random((3, I)) < 0.5).astype(float))
     found = fit(known, clicks, KEY, fakes_rows=x).scores(jnp.arange(U))
     expected = fit(model, clicks, KEY, fakes_rows=jnp.concatenate([x, rows])).scores(jnp.arange(U))
