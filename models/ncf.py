@@ -6,7 +6,8 @@ He, Liao, Zhang, Nie, Hu, Chua, *Neural collaborative filtering*, WWW 2017, eqs 
     GMF      s_ui = h . (p_u * q_i) + b
     NeuMF    s_ui = h . [p_u * q_i; tower([p'_u; q'_i])] + b,    tower of ReLU layers over its own embeddings
 
-trained as a classifier: binary cross-entropy of sigmoid(s) for clicks against `negatives` sampled items each.
+trained as a classifier: binary cross-entropy of sigmoid(s) for clicks against `negatives` sampled items each. Or of
+ratings, as Tran, Ghazimatin and Saha Roy, SIGIR 2021 (ACCENT) explain it: the mean of (r_ui - s_ui)^2.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,11 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from models import pairs
-from models.recommender import Recommender, counts, flat, given, numbers, settings
+from models import mf, pairs
+from models.recommender import Recommender, counts, flat, given, numbers, one_of, settings
+
+Objective = Literal["clicks", "ratings"]
+Initial = Literal["uniform", "truncated"]
 
 CELLS = 1 << 23
 """Hidden values of the tower held at once when every item is scored: 32 MiB in float32."""
@@ -42,10 +46,12 @@ class Network(nnx.Module):
         tower: int,
         hidden: Sequence[int],
         scale: float,
+        initial: Initial,
         *,
         rngs: nnx.Rngs,
     ):
-        draw = lambda rows, width: nnx.Param(scale * jax.random.normal(rngs.params(), (rows, width)))
+        kind = jax.random.normal if initial == "uniform" else _truncated
+        draw = lambda rows, width: nnx.Param(scale * kind(rngs.params(), (rows, width)))
         self.user, self.item, self.fake = (draw(rows, factors) for rows in (users, items, fakes))
         width = factors
         if tower:
@@ -53,16 +59,26 @@ class Network(nnx.Module):
                 draw(rows, tower) for rows in (users, items, fakes)
             )
             widths = [2 * tower, *hidden]
-            self.layers = nnx.List([_linear(*pair, rngs) for pair in itertools.pairwise(widths)])
+            self.layers = nnx.List([_linear(*pair, initial, rngs) for pair in itertools.pairwise(widths)])
             width += widths[-1]
-        self.last = _linear(width, 1, rngs)
+        self.last = _linear(width, 1, initial, rngs)
 
 
-def _linear(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
+def _truncated(key, shape, dtype=float):
+    """TensorFlow's: a normal without what lies beyond two standard deviations."""
+    return jax.random.truncated_normal(key, -2.0, 2.0, shape, dtype)
+
+
+def _linear(inputs: int, outputs: int, initial: Initial, rngs: nnx.Rngs) -> nnx.Linear:
     bound = inputs**-0.5  # PyTorch's and, up to a constant, Keras' LeCun initialization
     draw = lambda key, shape, dtype, *_: jax.random.uniform(key, shape, dtype, -bound, bound)
-    precision = jnp.result_type(float)
-    return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=draw, param_dtype=precision, rngs=rngs)
+    bias, precision = draw, jnp.result_type(float)
+    if initial == "truncated":
+        draw, bias = (
+            lambda key, shape, dtype, *_: bound * _truncated(key, shape, dtype),
+            nnx.initializers.zeros,
+        )
+    return nnx.Linear(inputs, outputs, kernel_init=draw, bias_init=bias, param_dtype=precision, rngs=rngs)
 
 
 def neumf(
@@ -78,6 +94,8 @@ def neumf(
     batch: int | None = 256,
     negatives: int = 4,
     scale: float = 0.01,
+    objective: Objective = "clicks",
+    initial: Initial = "uniform",
 ) -> Recommender:
     """NeuMF trained by Adam, as a `Recommender`.
 
@@ -95,13 +113,17 @@ def neumf(
         batch: clicks per step; None: all of them.
         negatives: items drawn for each click, >= 1. The cross-entropy is averaged over `1 + negatives`.
         scale: standard deviation of the initial embeddings, > 0.
+        objective: "clicks": cross-entropy. "ratings": squared error of the ratings as they are; nothing is drawn.
+        initial: "uniform": layers within `1 / sqrt(inputs)`, embeddings normal. "truncated": both normal, cut at two
+            standard deviations (of `1 / sqrt(inputs)` and `scale`), biases 0.
 
     Raises:
-        ValueError: a number outside its range.
+        ValueError: a number outside its range, an unknown name; clicks where ratings are learned, or the other way.
 
-    Reference: He et al., WWW 2017, eqs 7-12, and their code (PoisonRec's reference); RevAdv's released code.
+    Reference: He et al., WWW 2017, eqs 7-12, and their code (PoisonRec's reference); the code of RevAdv and ACCENT.
 
-    **Differs from the paper:** no pretraining of the two branches; dense layers start as in PyTorch.
+    **Differs from the paper:** no pretraining of the two branches; dense layers start as in PyTorch. ACCENT's biases
+    are not decayed; here `weight_decay` is of all parameters.
 
     >>> model = neumf(factors=2, tower=3, hidden=(4,))
     >>> model.init(jax.random.key(0), 5, 6, 0)["last"]["kernel"].shape
@@ -124,11 +146,13 @@ def gmf(
     batch: int | None = 2048,
     negatives: int = 4,
     scale: float = 0.01,
+    objective: Objective = "clicks",
 ) -> Recommender:
     """GMF trained by Adam, as a `Recommender`: NeuMF without the tower.
 
     Args:
-        factors, learning_rate, l2, summed_penalty, weight_decay, epochs, batch, negatives, scale: as in `neumf`.
+        factors, learning_rate, l2, summed_penalty, weight_decay, epochs, batch, negatives, scale, objective: as in
+            `neumf`.
 
     Raises:
         ValueError: a number outside its range.
@@ -152,23 +176,30 @@ def _ncf(name: str, config: Mapping[str, Any], tower: int, hidden: tuple[int, ..
     counts(name, factors=factors, epochs=epochs, negatives=negatives, **given(batch=batch))
     numbers(name, 0, open_end=True, learning_rate=config["learning_rate"], scale=config["scale"])
     numbers(name, 0, l2=config["l2"], weight_decay=config["weight_decay"])
+    one_of(name, "objective", config["objective"], get_args(Objective))
+    initial = config.get("initial", "uniform")
+    one_of(name, "initial", initial, get_args(Initial))
     optimizer = optax.adam(config["learning_rate"])
-    objective = partial(
-        loss,
-        l2=config["l2"],
-        negatives=negatives,
-        summed=config["summed_penalty"],
-        weight_decay=config["weight_decay"],
-    )
+    penalties = {
+        "l2": config["l2"],
+        "summed": config["summed_penalty"],
+        "weight_decay": config["weight_decay"],
+    }
+    if config["objective"] == "clicks":
+        objective = partial(loss, negatives=negatives, **penalties)
+        prepare = partial(pairs.prepare, name=name)
+    else:
+        objective = partial(loss_of_ratings, **penalties)
+        prepare = partial(mf.prepare, highest=1.0, name=name)
 
     def init(key, users, items, fakes):
-        shape = (factors, tower, hidden, config["scale"])
+        shape = (factors, tower, hidden, config["scale"], initial)
         return flat(Network(users, items, fakes, *shape, rngs=nnx.Rngs(params=key)))
 
     return Recommender(
         name=name,
         config=config,
-        prepare=partial(pairs.prepare, name=name),
+        prepare=prepare,
         init=init,
         loss=objective,
         embed=pairs.embed,
@@ -198,6 +229,17 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "batch": 2048,
         "negatives": 1,
         "epochs": 300,
+    },
+    "accent": {
+        "factors": 16,
+        "tower": 16,
+        "hidden": (16, 8),
+        "weight_decay": 1e-3,
+        "epochs": 2449,
+        "batch": 1246,
+        "scale": 0.25,
+        "objective": "ratings",
+        "initial": "truncated",
     },
 }
 """NeuMF's settings of papers and libraries, by name."""
@@ -236,21 +278,51 @@ def loss(
     """The objective over the pairs of the step, and the penalty of all parameters."""
     found = pairs.draw(data, x, ctx, negatives)
     items = jnp.concatenate([found.item[:, None], found.negative], 1)
-    p, q = pairs.joined(params["user"], params["fake"])[found.user][:, None], params["item"][items]
-    looked_up = jnp.sum(p**2, (1, 2)) + jnp.sum(q**2, (1, 2))
-    hidden = [p * q]
-    if "layers" in params or "tower_user" in params:
-        a = pairs.joined(params["tower_user"], params["tower_fake"])[found.user][:, None]
-        b = params["tower_item"][items]
-        looked_up += jnp.sum(a**2, (1, 2)) + jnp.sum(b**2, (1, 2))
-        hidden.append(through(params, jnp.concatenate([jnp.broadcast_to(a, b.shape), b], -1)))
-    s = _last(params, jnp.concatenate(hidden, -1))
+    s, looked_up = rated(params, found.user, items)
     entropy = (jax.nn.softplus(-s[:, 0]) + jnp.sum(jax.nn.softplus(s[:, 1:]), 1)) / (1 + negatives)
     penalty = jnp.vdot(found.weight, looked_up) if summed else pairs.mean(found.weight, looked_up)
     total = data.sound * (pairs.mean(found.weight, entropy) + l2 / 2 * penalty)
-    if weight_decay:  # touches every row in every step, so it is left out where it is 0
-        total += weight_decay / 2 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
-    return total
+    return total + _decay(params, weight_decay)
+
+
+def loss_of_ratings(
+    params: Any,
+    x: Float[Array, "F I"],
+    data: mf.Data,
+    ctx: Any,
+    *,
+    l2: float,
+    summed: bool,
+    weight_decay: float = 0.0,
+) -> Float[Array, ""]:
+    """The squared error over the ratings of the step, and the penalty of all parameters."""
+    user, item, rating, weight = mf.drawn(data, x, ctx, params["user"].shape[0])
+    s, looked_up = rated(params, user, item[:, None])
+    penalty = jnp.vdot(weight, looked_up) if summed else pairs.mean(weight, looked_up)
+    total = data.sound * (pairs.mean(weight, (rating - s[:, 0]) ** 2) + l2 / 2 * penalty)
+    return total + _decay(params, weight_decay)
+
+
+def _decay(params: Any, weight_decay: float) -> Float[Array, ""] | float:
+    """Touches every row in every step, so it is left out where it is 0."""
+    if not weight_decay:
+        return 0.0
+    return weight_decay / 2 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
+
+
+def rated(
+    params: Any, user: Int[Array, " B"], items: Int[Array, "B N"]
+) -> tuple[Float[Array, "B N"], Float[Array, " B"]]:
+    """Scores of rows of `[real users; fake users]` and items, and the squared norm of the embeddings looked up."""
+    p, q = pairs.joined(params["user"], params["fake"])[user][:, None], params["item"][items]
+    looked_up = jnp.sum(p**2, (1, 2)) + jnp.sum(q**2, (1, 2))
+    hidden = [p * q]
+    if "layers" in params or "tower_user" in params:
+        a = pairs.joined(params["tower_user"], params["tower_fake"])[user][:, None]
+        b = params["tower_item"][items]
+        looked_up += jnp.sum(a**2, (1, 2)) + jnp.sum(b**2, (1, 2))
+        hidden.append(through(params, jnp.concatenate([jnp.broadcast_to(a, b.shape), b], -1)))
+    return _last(params, jnp.concatenate(hidden, -1)), looked_up
 
 
 def through(params: Any, h: Float[Array, "*B H"]) -> Float[Array, "*B H2"]:

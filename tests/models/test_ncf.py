@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pytest
 
@@ -38,3 +39,27 @@ def test_weight_decay_is_coupled_and_of_all_parameters(x64, train, key):
 def test_weight_decay_has_a_range():
     with pytest.raises(ValueError, match="weight_decay=-1; expected a number of at least 0"):
         ncf.gmf(weight_decay=-1)
+
+
+def test_ratings_are_learned_by_their_squared_error(x64, key):
+    """ACCENT's NCF: the loss by its formula in NumPy, padding apart, and its truncated start."""
+    ratings = Interactions.from_arrays([0, 0, 1, 2], [0, 3, 1, 3], [5.0, 1.0, 4.0, 2.0], items=5, capacity=6)
+    model = ncf.preset("accent", factors=4, tower=3, hidden=(3, 2), batch=None, weight_decay=DECAY)
+    start = begin(model, ratings, key)
+    w = jax.tree.map(lambda leaf: np.asarray(leaf, float), start.params)
+    errors = []
+    for u, i, r in zip([0, 0, 1, 2], [0, 3, 1, 3], [5.0, 1.0, 4.0, 2.0], strict=True):
+        h = np.concatenate([w["tower_user"][u], w["tower_item"][i]])
+        for layer in w["layers"].values():
+            h = np.maximum(h @ layer["kernel"] + layer["bias"], 0)
+        h = np.concatenate([w["user"][u] * w["item"][i], h])
+        errors.append((r - (h @ w["last"]["kernel"])[0] - w["last"]["bias"][0]) ** 2)
+    penalty = sum(np.sum(leaf**2) for leaf in jax.tree.leaves(w))
+    loss = model.loss(start.params, start.x, start.data, bilevel.Ctx(key, 0))
+    np.testing.assert_allclose(loss, np.mean(errors) + DECAY / 2 * penalty, rtol=1e-12)
+    assert np.abs(w["user"]).max() <= 0.5
+    assert not np.any(w["layers"][0]["bias"])
+    with pytest.raises(ValueError, match="learns from ratings"):
+        model.prepare(Interactions.from_arrays([0], [0]))
+    with pytest.raises(ValueError, match="objective='stars'; expected one of clicks, ratings"):
+        ncf.gmf(objective="stars")
