@@ -2,6 +2,7 @@
 
 from experiments.papers import (
     clean,
+    defense_grid,
     detectability,
     estimators,
     ncf,
@@ -26,6 +27,7 @@ STUDIES: dict[str, Study] = {
         rapu_sweeps,
         poisonrec,
         detectability,
+        defense_grid,
         estimators,
     )
     for study in paper.STUDIES
