@@ -30,10 +30,11 @@ from jaxtyping import Array, Float, Key
 
 import bilevel
 from bilevel.unroll import run_some
+from defenses import helpful
 from defenses.influence import Point, Risk, Solver, influence_vector
-from models.data import Interactions
-from models.recommender import Params, Recommender, counts, numbers, one_of
-from models.train import Fitted, Start, begin
+from models.data import Interactions, Profiles, inject
+from models.recommender import Recommender, counts, numbers, one_of
+from models.train import Fitted, Start, begin, fit
 
 Selection = Literal["influence", "random"]
 
@@ -45,7 +46,9 @@ class Defense:
     Attributes:
         name, config: what it is, for records.
         model: the recommender that is trained.
-        trace: `(train, key, fakes_rows=None) -> (Fitted, history)`.
+        trace: `(train, key, fakes_rows=None, clean=None) -> (Fitted, told)`: the last helpful users as (n*, I) `rows`
+            in the unit of the data, and of each renewal the share of items with `negative` influence, the solver's
+            `code`, and `items` that a helpful user rates.
     """
 
     name: str
@@ -57,13 +60,19 @@ class Defense:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
 
     def fit(
-        self, train: Interactions, key: Key[Array, ""], *, fakes_rows: Float[Array, "F I"] | None = None
+        self,
+        train: Interactions,
+        key: Key[Array, ""],
+        *,
+        fakes_rows: Float[Array, "F I"] | None = None,
+        clean: Interactions | None = None,
     ) -> Fitted:
         """The hardened model; arguments and errors as of `models.train.fit`, `vmap` over keys included.
 
-        The helpful users are the last rows of the result's `x`.
+        `clean`: data whose ratings the helpful users imitate. None: `train`, which is what a defender has. The released
+        code, and with it the paper's tables, imitates the data before the attack.
         """
-        return self.trace(train, key, fakes_rows)[0]
+        return self.trace(train, key, fakes_rows, clean)[0]
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
@@ -110,21 +119,25 @@ def apt(
 
     Reference: Wu et al., SIGIR 2021, Algorithm 1; its released code for ten references, min-max scaling and rounding.
 
-    **Differs from the paper:** helpful users are fake rows, whose cells are spread over the batches of an epoch instead
-    of shuffled among the real ratings, and which hold nothing before the first renewal. Full Hessian with damping
-    instead of the undamped block series by default: in our ablation the choice changes nothing measurable. A rating of
-    0, which the code can draw with "random", becomes the lowest of the grid. On clicks (the paper's future work) `L(z)`
-    is over scores against clicks, and a model with a loss over all cells (WRMF) sees empty users before the first
-    renewal.
+    **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in the
+    ablation the choice changes nothing measurable. A rating of 0, which the code can draw with "random", becomes the
+    lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, and a model with a
+    loss over all cells (WRMF) sees users without a click before the first renewal. Rows of `fakes_rows` take part as in
+    any training; for batches shuffled with the fake users among the real, as in the paper, inject them into `train`.
+
+    **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
+    in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
+    the effect is gone: see the study `apt-table2`, which has both.
 
     **What it does not stop:** it weakens attacks whose fillers are ordinary; popular fillers and an attacker who adds
     what the helpful users take away (see `apt_surrogate`) have to be measured.
 
     >>> from models.mf import mf
     >>> train = Interactions.from_arrays([0, 1, 1], [0, 0, 1], [5.0, 3.0, 1.0], track="explicit")
-    >>> fitted = apt(mf(factors=2, epochs=3), users=2, items=1, pretrain=1, references=1).fit(train, jax.random.key(0))
-    >>> fitted.x.shape
-    (2, 2)
+    >>> defense = apt(mf(factors=2, epochs=3), users=3, items=1, pretrain=1, references=1)
+    >>> fitted, told = defense.trace(train, jax.random.key(0))
+    >>> fitted.scores(jnp.array([0, 1])).shape, told["rows"].shape
+    ((2, 2), (3, 2))
     """
     config = {name: value for name, value in locals().items() if name != "model"}
     counts("apt", items=items, every=every, references=references)
@@ -133,15 +146,16 @@ def apt(
     one_of("apt", "risk", risk, get_args(Risk))
     if not isinstance(solver, bilevel.LinearSolver):
         one_of("apt", "solver", solver, get_args(Solver))
+    highest = model.config.get("highest", 1.0)
     drawn = functools.partial(
-        _erm_rows,
+        helpful.rows,
         items=items,
         temperature=temperature,
         bonus=0.0 if selection == "random" else bonus,
         grid=grid,
     )
 
-    def trace(train: Interactions, key: Array, fakes_rows: Array | None = None):
+    def trace(train: Interactions, key: Array, fakes_rows: Array | None = None, clean=None):
         known = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)
         number = _number(users, train.users)
         if number and (references > train.users or items > train.items):
@@ -149,31 +163,43 @@ def apt(
                 f"apt: references={references}, items={items}; the data have {train.users} users and "
                 f"{train.items} items"
             )
-        return _train(model, train, known, key, number)
+        if train.track == "sequence" or (train.track == "explicit") != (grid is not None):
+            raise ValueError(
+                f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
+                "sequences are not served, because a row has no order"
+            )
+        return _train(train, known, key, train if clean is None else clean, number)
 
-    @functools.partial(jax.jit, static_argnums=(0, 4))
-    def _train(model: Recommender, train: Interactions, known: Array, key: Array, number: int):
-        for_start, for_draws = jax.random.split(key) if number else (key, key)
-        empty = jnp.zeros((number, train.items), known.dtype)
-        start = begin(model, train, for_start, jnp.concatenate([known, empty]))
-        level = _levels(train, known, grid)
+    @functools.partial(jax.jit, static_argnums=4)
+    def _train(train: Interactions, known: Array, key: Array, clean: Interactions, number: int):
+        if number == 0:
+            return fit(model, train, key, fakes_rows=known), {}
+        for_start, for_draws = jax.random.split(key)
+        start = begin(model, _beside(train, jnp.zeros((number, train.items)), 0), for_start, known)
+        level = None if grid is None else helpful.levels(clean, grid[0])
 
-        def renew(params, draw_key):
+        def renew(params, at):
+            draw_key = jax.random.fold_in(for_draws, at)
             if selection == "random":
                 influence, code = -jnp.ones(train.items), jnp.zeros((), jnp.int32)
-                return drawn(draw_key, influence, level, number), influence, code
-            at = Point(start, params, jnp.concatenate([known, empty]), train)
-            influence, code = influence_vector(
-                model,
-                at,
-                solver=solver,
-                risk=risk,
-                references=references,
-                highest=1.0 if grid is None else grid[0],
-            )
-            return drawn(draw_key, influence, level, number), influence, code
+            else:
+                influence, code = influence_vector(
+                    model,
+                    Point(start, params, known, train),
+                    solver=solver,
+                    risk=risk,
+                    references=references,
+                    highest=highest,
+                )
+            rows = drawn(draw_key, influence, level, number)
+            said = {
+                "negative": jnp.mean(influence < 0),
+                "code": code,
+                "items": jnp.mean(jnp.sum(rows > 0, 1)),
+            }
+            return _beside(train, rows, items), rows, said
 
-        return _loop(model, start, known, renew, for_draws, pretrain, every, number)
+        return _loop(model, start, train, renew, pretrain, every, number, items)
 
     return Defense(
         "apt" if selection == "influence" else "apt-rand", {**config, "model": repr(model)}, model, trace
@@ -200,135 +226,61 @@ def _number(users: int | float, real: int) -> int:
     return round(users * real) if isinstance(users, float) and users < 1 else int(users)
 
 
-def _loop(model, start: Start, known, renew, key, pretrain: int, every: int, number: int):
-    """`pretrain` epochs, then blocks of `every` with new helpful users each, the last one as long as is left."""
-    each, total = start.inner.steps_per_epoch, start.inner.steps
-    state = start.inner.init(start.params, start.x, start.data, start.key)
-    if number == 0:
-        state = run_some(start.inner, state, start.x, start.data, start.key, 0, total)
-        return _fitted(model, state.params, start.data, known), {}
-    first = pretrain * each
-    if first >= total:
+def _beside(train: Interactions, rows: Float[Array, "n I"], width: int) -> Interactions:
+    """The data with helpful users of at most `width` items each among the real ones, so that batches mix them."""
+    return inject(train, Profiles.from_rows(rows, jnp.zeros(0, jnp.int32), track=_form(train), width=width))
+
+
+def _form(train: Interactions) -> Literal["implicit", "explicit"]:
+    return "explicit" if train.track == "explicit" else "implicit"
+
+
+def _loop(
+    model: Recommender,
+    start: Start,
+    train: Interactions,
+    renew,
+    pretrain: int,
+    every: int,
+    number: int,
+    items: int,
+):
+    """`pretrain` epochs, then blocks of `every` with new helpful users each, the last one as long as is left.
+
+    With them an epoch is longer.
+    """
+    before = start.inner
+    epochs = before.steps // before.steps_per_epoch
+    if pretrain >= epochs:
         raise ValueError(
-            f"apt: pretrain={pretrain} epochs, but the model trains for {total // each}; raise its epochs"
+            f"apt: pretrain={pretrain} epochs, but the model trains for {epochs}; raise its epochs"
         )
-    state = run_some(start.inner, state, start.x, start.data, start.key, 0, first)
-    blocks, rest = divmod(total - first, every * each)
+    state = before.init(start.params, start.x, start.data, start.key)
+    state = run_some(before, state, start.x, start.data, start.key, 0, pretrain * before.steps_per_epoch)
+    inner = model.trainer(
+        train.users + number, train.items, start.x.shape[0], train.capacity + number * items
+    )
+    each = inner.steps_per_epoch
+    blocks, rest = divmod(epochs - pretrain, every)
 
     def block(state, at, length):
-        rows, influence, code = renew(state.params, jax.random.fold_in(key, at))
-        x = jnp.concatenate([known, rows])
-        state = run_some(start.inner, state, x, start.data, start.key, first + at * every * each, length)
-        return state, (
-            x,
-            {"negative": jnp.mean(influence < 0), "code": code, "items": jnp.mean(jnp.sum(rows > 0, 1))},
-        )
+        data, rows, said = renew(state.params, at)
+        first = (pretrain + at * every) * each
+        state = run_some(inner, state, start.x, model.prepare(data), start.key, first, length * each)
+        return state, rows, said
 
-    x, history = start.x, []
-    if blocks:
+    def step(carry, at):
+        state, rows, said = block(carry[0], at, every)
+        return (state, rows), said
 
-        def step(carry, at):
-            state, (x, said) = block(carry[0], at, every * each)
-            return (state, x), said
-
-        (state, x), said = lax.scan(step, (state, x), jnp.arange(blocks))
-        history.append(said)
+    empty = jnp.zeros((number, train.items), train.weight.dtype)
+    (state, rows), told = lax.scan(step, (state, empty), jnp.arange(blocks))
     if rest:
-        state, (x, said) = block(state, blocks, rest)
-        history.append(jax.tree.map(lambda value: value[None], said))
-    told = jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
-    return _fitted(model, state.params, start.data, x), told
-
-
-def _fitted(model: Recommender, params: Params, data: Any, x: Array) -> Fitted:
-    return Fitted(model, params, data, x, model.embed(params, x, data))
-
-
-# ------------------------------------------------------------------------------------------------ the helpful users
-
-
-def _levels(
-    train: Interactions, known: Array, grid: tuple[float, float] | None
-) -> tuple[Array, Array] | None:
-    """Mean and deviation of every item's ratings, scaled to [0, 1], real and injected; 1 and 0 if it has none."""
-    if grid is None:
-        return None
-    scaled = train.weight / grid[0]
-    total = lambda values, rows: (
-        jnp.zeros(train.items, known.dtype).at[train.item].add(jnp.where(train.mask, values, 0))
-        + jnp.sum(rows, 0)
-    )
-    rated = (known > 0).astype(known.dtype)
-    count = total(jnp.ones_like(scaled), rated)
-    mean = total(scaled, known) / jnp.maximum(count, 1)
-    away = total((scaled - mean[train.item]) ** 2, rated * (known - mean) ** 2)
-    none = count == 0
-    return jnp.where(none, 1.0, mean), jnp.where(none, 0.0, jnp.sqrt(away / jnp.maximum(count, 1)))
-
-
-def choose(
-    key: Key[Array, ""], influence: Float[Array, " I"], temperature: float, items: int, number: int
-) -> Array:
-    """`(number, I)` truth values: `items` of those with negative influence, without replacement, by their weights.
-
-    The weights are `exp(-t Inorm)`, `Inorm` the negative influences scaled to [-1, 0]. The items of the highest
-    `log weight + Gumbel noise` are such a draw. Where fewer are negative, all of them are taken.
-
-    >>> chosen = choose(jax.random.key(0), jnp.array([-1.0, 2.0, -0.5, 1.0]), 20.0, 3, 2)
-    >>> chosen.tolist()
-    [[True, False, True, False], [True, False, True, False]]
-    """
-    negative = influence < 0
-    low = jnp.min(jnp.where(negative, influence, jnp.inf))
-    high = jnp.max(jnp.where(negative, influence, -jnp.inf))
-    scaled = (influence - high) / jnp.maximum(high - low, jnp.finfo(influence.dtype).tiny)
-    log_weight = jnp.where(negative, -temperature * scaled, -jnp.inf)
-
-    def one(key):
-        height = log_weight + jax.random.gumbel(key, influence.shape, influence.dtype)
-        best, item = lax.top_k(height, items)
-        return jnp.zeros(influence.shape, bool).at[item].set(best > -jnp.inf)
-
-    return jax.vmap(one)(jax.random.split(key, number))
-
-
-def _erm_rows(
-    key: Array,
-    influence: Array,
-    level: tuple[Array, Array] | None,
-    number: int,
-    *,
-    items: int,
-    temperature: float,
-    bonus: float,
-    grid: tuple[float, float] | None,
-) -> Float[Array, "n I"]:
-    """The rows of the helpful users, scaled ratings or clicks."""
-    for_items, for_ratings = jax.random.split(key)
-    chosen = choose(for_items, influence, temperature, items, number)
-    if level is None or grid is None:
-        return chosen.astype(influence.dtype)
-    return jnp.where(chosen, ratings(for_ratings, level, number, bonus=bonus, grid=grid), 0)
-
-
-def ratings(
-    key: Key[Array, ""],
-    level: tuple[Float[Array, " I"], Float[Array, " I"]],
-    number: int,
-    *,
-    bonus: float,
-    grid: tuple[float, float],
-) -> Float[Array, "n I"]:
-    """`min(round(clip(N(mu, sigma), 0, 1)) + bonus, 1)` on the grid, scaled by the largest rating, never 0.
-
-    >>> ratings(jax.random.key(0), (jnp.array([0.5, 1.0]), jnp.zeros(2)), 1, bonus=1.0, grid=(4.0, 1.0)).tolist()
-    [[0.75, 1.0]]
-    """
-    highest, step = grid
-    mean, deviation = level
-    drawn = jnp.clip(mean + deviation * jax.random.normal(key, (number, mean.shape[0]), mean.dtype), 0, 1)
-    rounded = jnp.round(drawn * highest / step) * step
-    return jnp.clip(rounded + bonus, step, highest) / highest
+        state, rows, said = block(state, blocks, rest)
+        told = jax.tree.map(lambda all_, last: jnp.append(all_, last[None], 0), told, said)
+    data = model.prepare(_beside(train, rows, items))
+    fitted = Fitted(model, state.params, data, start.x, model.embed(state.params, start.x, data))
+    return fitted, {**told, "rows": rows}
 
 
 # ------------------------------------------------------------------------------------------------ against the defense
@@ -339,7 +291,8 @@ def apt_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
 
     Args:
         model: the recommender that is defended.
-        rows: the helpful users, such as the last rows of a defended model's `x`.
+        rows: the helpful users, such as `rows` of a defense's trace, in the unit of the model's fake rows (for MF
+            ratings divided by the largest).
 
     **Differs from the paper:** not in it. The helpful users answer to the attack; here they are those of one training,
     so renew them between attacks to come closer.

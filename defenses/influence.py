@@ -63,16 +63,19 @@ def influence_vector(
     loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
     slope = jax.grad(_risk(model, at, loss, risk, highest))(at.params)
     moved, code = _inverse(model, at, loss, slope, solver)
-    users = smallest(at.params, at.train, references)
+    users = smallest(at.train, references)
     scores = lambda params: model.scores(params, at.x, at.start.data, users)
     along = jax.jvp(scores, (at.params,), (moved,))[1]
     return 2 / (at.train.users * at.train.items) * jnp.sum(along, 0), code
 
 
-def smallest(params: Params, train: Interactions, count: int) -> Int[Array, " n"]:
-    """The users with the smallest vectors; where a model has no table `user`, those with the fewest events."""
-    table = params.get("user") if isinstance(params, dict) else None
-    size = train.degrees() if table is None else jnp.sum(table[: train.users] ** 2, 1)
+def smallest(train: Interactions, count: int) -> Int[Array, " n"]:
+    """The `count` users whose rows of ratings have the smallest norms, as in the released code.
+
+    >>> smallest(Interactions.from_arrays([0, 0, 1, 2], [0, 1, 0, 1], [1.0, 1.0, 5.0, 1.0]), 2).tolist()
+    [2, 0]
+    """
+    size = jnp.zeros(train.users).at[train.user].add(train.weight**2)
     return jnp.argsort(size)[:count].astype(jnp.int32)
 
 

@@ -12,7 +12,8 @@ from scipy.stats import norm, rankdata
 
 import attacks
 import bilevel
-from defenses.apt import apt, apt_surrogate, choose, ratings
+from defenses.apt import apt, apt_surrogate
+from defenses.helpful import choose, ratings
 from defenses.influence import Point, influence_vector, smallest
 from models.bpr import bpr
 from models.data import Interactions
@@ -73,7 +74,7 @@ def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
         return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
 
     v = jnp.linalg.solve(jax.hessian(loss)(flat) + 1e-2 * jnp.eye(flat.size), jax.grad(empirical)(flat))
-    users = smallest(at.params, train, 2)
+    users = smallest(train, 2)
 
     def of_row(theta, z):
         params = unravel(theta)
@@ -96,7 +97,7 @@ def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
     influence, _ = influence_vector(
         model, at, solver=bilevel.dense(), risk="paper", references=1, highest=5.0
     )
-    (user,) = smallest(at.params, train, 1)
+    (user,) = smallest(train, 1)
     ctx = at.start.inner.final_context(at.start.key)
 
     def retrained(z, w):
@@ -132,7 +133,7 @@ def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
         moved[name] = (vectors @ (series * (vectors.T @ np.ravel(slope[name])))).reshape(
             at.params[name].shape
         )
-    (user,) = smallest(at.params, train, 1)
+    (user,) = smallest(train, 1)
     expected = moved["user"][user] @ at.params["item"].T + moved["item"] @ at.params["user"][user]
     np.testing.assert_allclose(found, 2 / (U * I) * expected, rtol=1e-6, atol=1e-14)
 
@@ -164,8 +165,8 @@ def test_clicks_and_other_models(model, rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
     defense = apt(model, users=3, items=2, pretrain=1, every=1, grid=None, references=2, solver="identity")
     fitted, said = defense.trace(clicks, KEY)
-    assert set(np.unique(fitted.x)) <= {0.0, 1.0}
-    assert (np.asarray(fitted.x).sum(1) <= 2).all()
+    assert set(np.unique(said["rows"])) <= {0.0, 1.0}
+    assert (np.asarray(said["rows"]).sum(1) <= 2).all()
     assert np.isfinite(np.asarray(fitted.scores(jnp.arange(U)))).all()
     assert said["negative"].shape == (2,)
 
@@ -188,11 +189,12 @@ def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
     )
     x, keys = jnp.zeros((2, I)).at[:, 3].set(1.0), jax.random.split(KEY, 3)
     fitted, said = jax.vmap(lambda key: defense.trace(train, key, x))(keys)
-    np.testing.assert_array_equal(fitted.x[:, :2], jnp.broadcast_to(x, (3, 2, I)))
-    helpful = np.asarray(fitted.x[:, 2:])
+    np.testing.assert_array_equal(fitted.x, jnp.broadcast_to(x, (3, 2, I)))
+    helpful = np.asarray(said["rows"])
     negative = np.asarray(said["negative"])[:, -1:] * I
     assert ((helpful > 0).sum(2) == np.minimum(3, np.round(negative))).all()
-    np.testing.assert_allclose(helpful * 5, np.round(helpful * 5), atol=1e-5)
+    np.testing.assert_allclose(helpful, np.round(helpful), atol=1e-5)
+    assert fitted.params["user"].shape == (3, U + 4, 3)
     assert said["negative"].shape == (3, 3)  # epochs 4, 6 and 8
     np.testing.assert_allclose(said["items"][:, -1], (helpful > 0).sum(2).mean(1))
     alone = jnp.stack([defense.fit(train, key, fakes_rows=x).scores(jnp.arange(U)) for key in keys])
@@ -200,17 +202,19 @@ def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
 
-def test_random_users_have_no_bonus_and_any_item(train):
-    model = small(epochs=3)
-    fitted = apt(model, users=200, items=1, pretrain=1, every=5, selection="random", bonus=4.0).fit(
-        train, KEY
+def test_random_users_have_no_bonus_any_item_and_the_ratings_they_are_told(train):
+    defense = apt(
+        small(epochs=3), users=200, items=1, pretrain=1, every=5, selection="random", bonus=4.0, references=1
     )
-    helpful = np.asarray(fitted.x)
-    assert (helpful > 0).any(0).all()
     dense = np.asarray(train.dense())
-    mean = dense.sum(0) / np.maximum((dense > 0).sum(0), 1)
-    ours = helpful.sum(0) / np.maximum((helpful > 0).sum(0), 1) * 5
-    assert np.abs(ours - mean).max() < 1.5  # a bonus of 4 would put all at 5
+    others = Interactions.from_dense(np.where(dense > 0, 6 - dense, 0), track="explicit")
+    for clean in (None, others):
+        helpful = np.asarray(defense.trace(train, KEY, None, clean)[1]["rows"])
+        assert (helpful > 0).any(0).all()
+        told = dense if clean is None else np.asarray(others.dense())
+        mean = told.sum(0) / np.maximum((told > 0).sum(0), 1)
+        ours = helpful.sum(0) / np.maximum((helpful > 0).sum(0), 1)
+        assert np.abs(ours - mean).max() < 1.3  # a bonus of 4 would put all at 5
 
 
 # ------------------------------------------------------------------------------------------------ the draws
@@ -243,9 +247,9 @@ def test_the_mean_rating_is_that_of_the_clipped_rounded_normal():
         edges = (np.arange(5) + 0.5) / 5  # what rounds to k/5 lies between two of them
         below = norm.cdf(edges, mean[j], max(float(deviation[j]), 1e-9))
         mass = np.diff(np.concatenate([[0], below, [1]]))
-        expected = np.sum(mass * np.minimum(np.arange(6) / 5 + 0.2, 1))
-        np.testing.assert_allclose(found[:, j].mean(), expected, atol=5e-3)
-    assert set(np.round(np.unique(found) * 5).astype(int)) <= {1, 2, 3, 4, 5}
+        expected = np.sum(mass * np.minimum(np.arange(6) + 1, 5))
+        np.testing.assert_allclose(found[:, j].mean(), expected, atol=0.025)
+    assert set(np.round(np.unique(found)).astype(int)) <= {1, 2, 3, 4, 5}
 
 
 # ------------------------------------------------------------------------------------------------ who knows of it
