@@ -36,7 +36,7 @@ from models.recommender import Recommender
 from models.train import Fitted, fit
 
 ATTACKS = ("none", "random", "popular", "top-popular", "revadv", "rapu-r", "rapu-g-no-pgm", "adaptive")
-FILTERS = ("duplicate", "deg-sim", "popularity", "pca")
+FILTERS = ("knn", "pca", "popularity", "duplicate")
 DEFENSES = ("none", "at", "apt", "apt-rand", *(f"filter:{name}" for name in FILTERS))
 FRACTION, LEVEL, K = 0.03, 0.05, 50
 

@@ -6,7 +6,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from experiments.papers import STUDIES, detectability, poisonrec, rapu, rapu_sweeps, revadv_gowalla
+from experiments.papers import (
+    STUDIES,
+    defense_grid,
+    detectability,
+    poisonrec,
+    rapu,
+    rapu_sweeps,
+    revadv_gowalla,
+)
 from experiments.record import Record
 from models.data import Interactions
 
@@ -140,3 +148,21 @@ def test_detectability_draws_the_first_seed(tmp_path):
 def test_every_attack_study_is_known():
     names = {"rapu-table2", "rapu-table5", "rapu-figs", "revadv-fig5", "revadv-table2", "poisonrec-table3"}
     assert names | {"poisonrec-designs", "detectability"} <= set(STUDIES)
+
+
+def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
+    def record(spec):
+        if spec["defense"] == "detectors":
+            areas = {"knn": {"auc": 0.9}, "rdma": {"auc": 0.4}}
+            return Record(spec, {"detectors": areas}, ABOUT)
+        value = 0.02 if spec["defense"] == "apt" else 0.1
+        return Record(spec, {"victim": {"hr_any": value, "recall": 0.4 + spec["seed"] / 100}}, ABOUT)
+
+    cells = defense_grid.cells(False)
+    assert len({str(spec) for spec in cells}) == len(cells)
+    made = defense_grid.table([record(spec) for spec in cells], tmp_path)
+    adaptive = next(row for row in made.rows if row[0] == "adaptive")
+    assert adaptive[2:5] == ["0.100 [0.100, 0.100]", "0.100 [0.100, 0.100]", "0.020 [0.020, 0.020]"]
+    assert made.rows[-1][2].startswith("0.410")
+    assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
+    assert made.pictures[0].stat().st_size > 1000
