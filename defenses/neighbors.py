@@ -36,11 +36,10 @@ def deg_sim(train: Interactions, *, neighbors: int = 25) -> Scores:
     """
     R = matrix(train)
     if train.track == "explicit":
-        level = np.bincount(
-            np.repeat(np.arange(R.shape[0]), np.diff(R.indptr)), R.data, R.shape[0]
-        ) / np.maximum(lengths(R), 1)
+        user = rows(R)
+        level = np.bincount(user, R.data, R.shape[0]) / np.maximum(lengths(R), 1)
         R = R.copy()
-        R.data = R.data - level[np.repeat(np.arange(R.shape[0]), np.diff(R.indptr))]
+        R.data = R.data - level[user]
     return _nearest(unit(R), min(neighbors, R.shape[0] - 1), neighbors)
 
 
