@@ -1,0 +1,332 @@
+"""Influence against what it stands for: closed forms, refits without an interaction, dense references, retraining."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.flatten_util import ravel_pytree
+
+import bilevel
+from models import als, autorec, bpr, lightgcn, multvae, ncf, rcf, wrmf
+from models.data import Interactions, sample
+from models.data.relations import Relations
+from models.explain import blocks, influences
+from models.explain.fia import bucket, variant_of
+from models.train import Fitted, begin, fit
+
+DECAY = 0.02
+
+
+def close(a, b, tolerance=1e-8):
+    np.testing.assert_allclose(a, b, rtol=tolerance, atol=tolerance * max(np.abs(b).max(), 1e-12))
+
+
+def ratings(users=6, items=9, seed=0):
+    rng = np.random.default_rng(seed)
+    seen = rng.random((users, items)) < 0.6
+    seen[:, :2] = [True, False]  # everybody has an item, and lacks one
+    values = np.where(seen, rng.integers(1, 6, seen.shape), 0.0)
+    return Interactions.from_dense(values, track="explicit", capacity=int(seen.sum()) + 3)
+
+
+def clicks(users=7, items=9, seed=0):
+    rng = np.random.default_rng(seed)
+    seen = rng.random((users, items)) < 0.55
+    seen[:, :2] = [True, False]
+    return Interactions.from_dense(seen.astype(float))
+
+
+def started(model, train, seed=0, scale=0.6):
+    """The recommender at random parameters, of which a test may solve for some."""
+    start = begin(model, train, jax.random.key(0))
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape)), start.params)
+    embedding = model.embed(params, start.x, start.data)
+    return Fitted(model, params, start.data, start.x, embedding)
+
+
+def with_user(fitted, user, vector):
+    params = {**fitted.params, "user": fitted.params["user"].at[user].set(vector)}
+    return Fitted(
+        fitted.model, params, fitted.data, fitted.x, fitted.model.embed(params, fitted.x, fitted.data)
+    )
+
+
+def spearman(a, b):
+    rank = lambda v: np.argsort(np.argsort(np.ravel(v)))
+    return np.corrcoef(rank(a), rank(b))[0, 1]
+
+
+# ------------------------------------------------------------------------------------------------ closed forms
+
+
+def test_ridge_without_a_row_is_exact_up_to_its_leverage(x64):
+    """Sherman-Morrison: the change without row z is the influence times 1 / (1 - h_z), the penalty being no row's."""
+    train = ratings()
+    model = ncf.gmf(factors=4, weight_decay=DECAY, l2=0.0, objective="ratings", batch=None)
+    fitted, user = started(model, train), 2
+    mine = np.asarray(train.user)[train.real()] == user
+    items, r = (np.asarray(c)[train.real()][mine] for c in (train.item, train.weight))
+    r = r.astype(float)
+    head, bias = np.asarray(fitted.params["last"]["kernel"])[:, 0], float(fitted.params["last"]["bias"][0])
+    Q = head * np.asarray(fitted.params["item"])
+    ridge = int(train.count) * DECAY / 2 * np.eye(4)
+
+    def solved(rows):
+        return np.linalg.solve(Q[rows].T @ Q[rows] + ridge, Q[rows].T @ (r[np.isin(items, rows)] - bias))
+
+    p = solved(items)
+    found = influences(with_user(fitted, user, p), train, [user], 3, variant="user", damping=0)
+    exact = np.array([[Q[i] @ (p - solved(items[items != z])) for z in items] for i in found.item[0]])
+    inverse = np.linalg.inv(Q[items].T @ Q[items] + ridge)
+    leverage = np.einsum("zd,de,ze->z", Q[items], inverse, Q[items])
+    assert found.history[0].tolist() == items.tolist()
+    assert found.code.tolist() == [0]
+    close(found.drop[0] / (1 - leverage), exact, 1e-9)
+    assert np.max(np.abs(found.drop[0] - exact)) > 0.05 * np.abs(exact).max()  # the factor matters
+    fast = influences(with_user(fitted, user, p), train, [user], 3, variant="fast", damping=0)
+    assert (
+        np.max(np.abs(fast.drop[0] / (1 - leverage) - exact)) > 0.05 * np.abs(exact).max()
+    )  # each row its share
+
+
+def test_a_click_less_of_a_weighted_ridge(x64):
+    """WRMF with its items held is convex in a user: influence orders the refits as they are."""
+    train = clicks(users=7, items=24)
+    fitted, weight = started(wrmf.wrmf(factors=3, weight=4.0, l2=0.5, batch=None), train), 4.0
+    Q = np.asarray(fitted.params["item"])
+
+    def solved(row):
+        w = np.where(row > 0, weight, 1.0)
+        return np.linalg.solve((Q.T * w) @ Q + 0.25 * np.eye(3), Q.T @ (w * row))
+
+    X = np.asarray(train.dense())
+    for user in range(2):
+        of = with_user(fitted, user, solved(X[user]))
+        found = influences(of, train, [user], 6, damping=0)
+        exact = []
+        for z in found.history[0]:
+            row = X[user].copy()
+            row[z] = 0
+            exact.append(Q[found.item[0]] @ (solved(X[user]) - solved(row)))
+        assert variant_of(of, None) == "user"
+        assert spearman(found.drop[0], np.array(exact).T) >= 0.95
+
+
+# ------------------------------------------------------------------------------------------------ ACCENT's two recipes
+
+
+def test_fast_is_the_dense_formula(x64):
+    """ACCENT's NCF: all over the ratings that share u or i, four vectors, the penalty in every row."""
+    train = ratings()
+    sizes = {"factors": 2, "tower": 2, "hidden": (3, 2), "weight_decay": DECAY, "batch": None}
+    fitted, damping, user = started(ncf.preset("accent", **sizes), train, 3), 1e-3, 1
+    found = influences(fitted, train, [user], 2, damping=damping)
+    assert variant_of(fitted, None) == "fast"
+    events = [
+        jnp.asarray(np.asarray(column)[train.real()]) for column in (train.user, train.item, train.weight)
+    ]
+
+    @jax.jit
+    def formula(item):
+        at = [("user", user), ("tower_user", user), ("item", item), ("tower_item", item)]
+        flat, tree = ravel_pytree([fitted.params[name][row] for name, row in at])
+
+        def moved(b):
+            rows = zip(at, tree(b), strict=True)
+            return fitted.params | {name: fitted.params[name].at[row].set(v) for (name, row), v in rows}
+
+        def losses(b):  # of every rating, the penalty included
+            params = moved(b)
+            errors = (events[2] - ncf.rated(params, events[0], events[1][:, None])[0][:, 0]) ** 2
+            return errors + DECAY / 2 * sum(jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params))
+
+        related = (events[0] == user) | (events[1] == item)
+        n = jnp.sum(related).astype(float)
+        H = jax.hessian(lambda b: jnp.sum(jnp.where(related, losses(b), 0)) / n)(flat)
+        slope = jax.grad(lambda b: ncf.rated(moved(b), jnp.array([user]), item[None, None])[0][0, 0])(flat)
+        return -jax.jacfwd(losses)(flat) @ jnp.linalg.solve(H + damping * jnp.eye(flat.size), slope) / n
+
+    for drop, item in zip(found.drop[0], found.item[0], strict=True):
+        close(drop, np.asarray(formula(jnp.asarray(item)))[np.asarray(events[0]) == user], 1e-8)
+
+
+TABLE = {
+    0: {"genre": ["a", "b"], "actor": ["x"]},
+    1: {"genre": ["b"], "actor": ["x"]},
+    2: {"genre": ["c"]},
+    3: {"genre": ["a", "c"], "actor": ["y"]},
+    5: {"actor": ["y"]},
+    6: {"genre": ["a"], "actor": ["x", "y"]},
+}
+RELATIONS = Relations.from_table(TABLE, 9)
+
+
+def test_the_history_part_of_rcf(x64):
+    """A vector that cannot move: what is left is that the click is not read."""
+    train = clicks(users=4)
+    fitted = started(rcf.rcf(RELATIONS, factors=3, attention=2, hidden=(4,)), train, 1)
+    found = influences(fitted, train, [1], 2, damping=1e15)
+    again = jax.jit(lambda at, gone: rcf.rated(fitted.params, fitted.data, 0 * at + 1, at, without=gone))
+    items = jnp.asarray(found.item[0])
+    without = [found.scores[0] - again(items, jnp.full_like(items, z)) for z in found.history[0]]
+    close(found.drop[0], np.array(without).T, 1e-9)
+    assert np.abs(found.drop).max() > 0.01
+
+
+@pytest.mark.slow
+def test_rcf_without_a_click_does_not_read_it(x64):
+    """The user's Hessian, the click's gradient and the new score all read the shortened history, as one by one."""
+    train = clicks(users=4)
+    fitted = started(rcf.rcf(RELATIONS, factors=3, attention=2, hidden=(4,)), train, 1)
+    key, user, damping = jax.random.key(4), 1, 0.01
+    found = influences(fitted, train, [user], 2, key=key)
+    history, p = found.history[0], fitted.params["user"][user]
+    M = bucket(len(history), len(history))
+    drawn = sample.negatives(key, fitted.data.pairs.lists, jnp.full(M, user), 1, train.items)[:, 0]
+
+    @jax.jit
+    def scores(p, items, gone):
+        params = {**fitted.params, "user": fitted.params["user"].at[user].set(p)}
+        at = jnp.full_like(items, user)
+        return rcf.rated(params, fitted.data, at, items, without=jnp.full_like(items, gone))
+
+    def losses(p, gone):
+        liked, others = scores(p, jnp.asarray(history), gone), scores(p, drawn, gone)
+        return jax.nn.softplus(others - liked)
+
+    items = jnp.asarray(found.item[0])
+    second = jax.jit(
+        lambda p, gone: (jax.hessian(lambda p: jnp.mean(losses(p, gone)))(p), jax.jacfwd(losses)(p, gone))
+    )
+
+    def move(gone, z):
+        H, first = map(np.asarray, second(p, gone))
+        return np.linalg.pinv(H + damping * np.eye(3)) @ first[z] / len(history)
+
+    now, shortcut = scores(p, items, -1), []
+    for z, gone in enumerate(history):
+        close(found.drop[0, :, z], now - scores(p + move(gone, z), items, gone), 1e-7)
+        shortcut.append(now - scores(p + move(-1, z), items, -1))
+    assert (
+        np.max(np.abs(found.drop[0] - np.array(shortcut).T)) > 0.3 * np.abs(found.drop).max()
+    )  # the tempting one
+
+
+# ------------------------------------------------------------------------------------------------ every recommender
+
+
+@pytest.mark.slow
+def test_full_is_the_engines_influence(x64):
+    """`bilevel.influence` in the weights of the events; a mean over fewer events makes it E / (E - 1) of that."""
+    train = ratings(users=4, items=5)
+    fitted = started(ncf.gmf(factors=2, weight_decay=0.5, objective="ratings", batch=None), train)
+    u, i, r = (jnp.asarray(np.asarray(c)[train.real()]) for c in (train.user, train.item, train.weight))
+    E = r.shape[0]
+
+    def loss(params, w, data, ctx):
+        error = (r - ncf.rated(params, u, i[:, None])[0][:, 0]) ** 2
+        return jnp.vdot(w, error) / jnp.sum(w) + 0.25 * sum(
+            jnp.vdot(leaf, leaf) for leaf in jax.tree.leaves(params)
+        )
+
+    step = jax.jit(
+        lambda p: jax.tree.map(lambda a, g: a - 0.05 * g, p, jax.grad(loss)(p, jnp.ones(E), None, None))
+    )
+    params = fitted.params
+    for _ in range(3000):
+        params = step(params)
+    fitted = Fitted(
+        fitted.model, params, fitted.data, fitted.x, fitted.model.embed(params, fitted.x, fitted.data)
+    )
+    found = influences(fitted, train, [1], 1, variant="full", damping=0)
+    item = int(found.item[0, 0])
+    score = lambda p, w, data: ncf.rated(p, jnp.array([1]), jnp.array([[item]]))[0][0, 0]
+    theirs = bilevel.influence(loss, score, params, jnp.ones(E), solver=bilevel.dense()).effect
+    close(found.drop[0, 0], np.asarray(theirs)[np.asarray(u) == 1] * E / (E - 1), 1e-3)
+
+
+@pytest.mark.slow
+def test_influence_orders_retrainings(x64):
+    """All parameters, trained until nothing moves, then without each rating from where it stood: Spearman 0.95."""
+    train = ratings(users=30, items=40)
+    model = ncf.gmf(
+        factors=2, weight_decay=0.02, objective="ratings", batch=None, epochs=4000, learning_rate=0.02
+    )
+    fitted = fit(model, train, jax.random.key(0))
+    found = influences(fitted, train, [0, 3], 2, variant="full")
+    refit = lambda keep: fit(model, train.keep(keep), jax.random.key(0), params0=fitted.params)
+    again = jax.jit(lambda keep: refit(keep).scores(jnp.arange(30)))
+    for n, user in enumerate((0, 3)):
+        before, after = fitted.scores(jnp.array([user]))[0], []
+        for z in found.history[n][found.history[n] >= 0]:
+            keep = ~((np.asarray(train.user) == user) & (np.asarray(train.item) == z))
+            after.append((before - again(jnp.asarray(keep))[user])[found.item[n]])
+        assert spearman(found.drop[n][:, : len(after)], np.array(after).T) >= 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("make", "variant"),
+    [
+        (partial(bpr.bpr, factors=3, epochs=5), "user"),
+        (partial(ncf.neumf, factors=2, tower=2, hidden=(3,), epochs=5), "user"),
+        (partial(als.als, factors=3), "full"),
+        (partial(lightgcn.lightgcn, factors=3, epochs=3), "full"),
+        (partial(multvae.multvae, hidden=5, latent=3, epochs=3), "full"),
+        (partial(autorec.autorec, hidden=4, epochs=3), "full"),
+    ],
+)
+def test_any_differentiable_recommender(make, variant):
+    train = clicks()
+    fitted = fit(make(), train, jax.random.key(0))
+    assert variant_of(fitted, None) == variant
+    users = [0, 4, 0]
+    found = influences(fitted, train, users, 4)
+    assert np.all(np.isfinite(found.drop))
+    assert np.any(found.drop != 0)
+    assert found.drop[0].tobytes() == found.drop[2].tobytes()
+    assert not np.any(found.drop[0][:, found.history[0] < 0])
+
+
+@pytest.mark.slow
+def test_bpr_without_a_click_is_a_refit_of_the_user(x64):
+    """A sampled loss: the negatives of the other clicks stay, and its user block is convex."""
+    train = clicks(items=24)
+    fitted, user = started(bpr.bpr(factors=3, l2=0.1, batch=None), train), 3
+    mine, key = blocks.own(train, jnp.array(user), int(train.degrees()[user])), jax.random.key(0)
+    of = blocks.problem(fitted, train, mine, key)
+    newton = lambda loss: lambda b: b - jnp.linalg.solve(jax.hessian(loss)(b), jax.grad(loss)(b))
+
+    @jax.jit
+    def solved(gone):
+        loss = lambda b: (
+            of.loss({"user": b}) - jnp.where(gone >= 0, of.part({"user": b}, jnp.maximum(gone, 0)), 0)
+        )
+        return jax.lax.fori_loop(0, 12, lambda _, b: newton(loss)(b), jnp.zeros(3))
+
+    p = solved(-1)
+    found = influences(with_user(fitted, user, p), train, [user], 5, damping=0)
+    Q = fitted.params["item"][found.item[0]]
+    exact = np.array([Q @ (p - solved(z)) for z in range(len(found.history[0]))]).T
+    assert spearman(found.drop[0], exact) >= 0.95
+
+
+def test_what_is_refused():
+    train = clicks()
+    fitted = fit(bpr.bpr(factors=2, epochs=1), train, jax.random.key(0))
+    for options, text in [
+        ({"variant": "fast"}, "needs ratings"),
+        ({"variant": "own"}, "expected one of fast, user, full"),
+        ({"damping": -1}, "damping=-1"),
+        ({"users": [7]}, r"ids in 0\.\.6"),
+        ({"users": []}, "empty"),
+        ({"ranks": 0}, "ranks=0"),
+    ]:
+        with pytest.raises(ValueError, match=text):
+            influences(fitted, **{"train": train, "users": [0], "ranks": 2, **options})
+    graph = fit(lightgcn.lightgcn(factors=2, epochs=1), train, jax.random.key(0))
+    with pytest.raises(ValueError, match="rests on more than its user's own"):
+        influences(graph, train, [0], 2, variant="user")
