@@ -16,6 +16,7 @@ from attacks.covisitation import covisitation
 from attacks.dl_attack import dl_attack
 from attacks.driver import Run, run
 from attacks.environment import Environment, environment
+from attacks.hcars import hcars
 from attacks.heuristic import average, middle, random, top_popular
 from attacks.neighbors import power_item, segment
 from attacks.objective import make_objective, promotion
@@ -24,6 +25,7 @@ from attacks.poisonrec import poisonrec, poisonrec_learner
 from attacks.presets import revadv_preset
 from attacks.rapu_g import rapu_g
 from attacks.rapu_r import rapu_r
+from attacks.reasoner import reasoner
 from attacks.revadv import revadv
 from attacks.service import Service, serve
 from attacks.srwa import srwa
@@ -52,6 +54,7 @@ __all__ = [
     "covisitation",
     "dl_attack",
     "environment",
+    "hcars",
     "hcars_bandwagon",
     "make_objective",
     "middle",
@@ -65,6 +68,7 @@ __all__ = [
     "random",
     "rapu_g",
     "rapu_r",
+    "reasoner",
     "revadv",
     "revadv_preset",
     "run",

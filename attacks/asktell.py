@@ -100,7 +100,10 @@ class AskTell:
             raise ValueError(
                 f"rewards have shape {rewards.shape}; expected one for each of {proposal.clicks.shape[0]} trials"
             )
-        return proposal, rewards
+        # One trial that broke the victim must not break the policy: it counts as the worst of its step.
+        finite = jnp.isfinite(rewards)
+        worst = jnp.min(jnp.where(finite, rewards, jnp.inf))
+        return proposal, jnp.where(finite, rewards, jnp.where(jnp.any(finite), worst, 0))
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"

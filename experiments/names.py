@@ -44,6 +44,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "revadv": attacks.revadv,
     "rapu-g": attacks.rapu_g,
     "rapu-r": attacks.rapu_r,
+    "hcars": attacks.hcars,
     "appgrad": attacks.appgrad,
     "poisonrec": attacks.poisonrec,
 }

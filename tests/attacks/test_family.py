@@ -14,6 +14,7 @@ from attacks.environment import environment
 from models.data import Interactions, inject
 from models.itempop import itempop
 from models.ncf import gmf
+from models.ncr import ncr
 from models.wrmf import wrmf
 
 USERS, ITEMS, FAKES, TARGETS, CLICKS = 8, 10, 3, 2, 4
@@ -99,6 +100,13 @@ MEMBERS = {
         users=2,
         k=3,
         stages=1,
+    )._replace(budgets=(4, 0, ALL), dear=True),
+    "hcars": implicit(
+        attacks.hcars,
+        surrogate=ncr(factors=2, epochs=1, batch=None, max_history=3),
+        users=4,
+        climb=2,
+        refine=1,
     )._replace(budgets=(4, 0, ALL), dear=True),
     "rapu_r": implicit(attacks.rapu_r, surrogate=wrmf(factors=2, epochs=2, form="dense"), pool=0.5)._replace(
         budgets=(4, 0, ALL), dear=True
