@@ -132,4 +132,5 @@ def _by_leaf(product: Callable[[Params], Params], v: Params) -> Params:
     alone = lambda at: shape.unflatten(
         [leaf if k == at else jnp.zeros_like(leaf) for k, leaf in enumerate(leaves)]
     )
-    return shape.unflatten([jax.tree.leaves(product(alone(at)))[at] for at in range(len(leaves))])
+    mine = lambda at: jax.tree.leaves(product(alone(at)))[at] if leaves[at].size else leaves[at]
+    return shape.unflatten([mine(at) for at in range(len(leaves))])

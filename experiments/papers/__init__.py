@@ -1,6 +1,8 @@
 """One file a paper or question: its tables and figures as studies."""
 
 from experiments.papers import (
+    apt,
+    apt_figs,
     clean,
     defense_grid,
     detectability,
@@ -29,6 +31,8 @@ STUDIES: dict[str, Study] = {
         detectability,
         defense_grid,
         estimators,
+        apt,
+        apt_figs,
     )
     for study in paper.STUDIES
 }
