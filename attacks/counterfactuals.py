@@ -22,7 +22,6 @@ from jaxtyping import Array, ArrayLike, Bool, Float, Int, Key
 
 from bilevel import with_loss
 from models import ncf, ncr
-from models.data.interactions import Interactions
 from models.explain.explanation import Explanations
 from models.recommender import Recommender, numbers, one_of
 
@@ -94,7 +93,7 @@ def collect_counterfactuals(
     numbers("collect_counterfactuals", 0, open_end=True, share=share)
     if share > 1 or not seen.size:
         raise ValueError(
-            f"collect_counterfactuals: share={share!r} of {seen.size} users; expected one in (0, 1] of at least one user"
+            f"collect_counterfactuals: share={share!r} of {seen.size} users; expected (0, 1] of at least one"
         )
     count = max(1, int(share * seen.size + 1e-9))  # 0.6 * 5 must not fall below 3
     asked = np.sort(seen[np.asarray(jax.random.permutation(key, seen.size))[:count]])
@@ -237,7 +236,7 @@ def _told(explanations: Explanations) -> Told:
             f"explanations are {type(explanations).__name__}; expected models.explain.Explanations, as from "
             "collect_counterfactuals"
         )
-    return Told(*(np.asarray(column)[explanations.found] for column in explanations[:3]))
+    return Told(*(jnp.asarray(column[explanations.found], jnp.int32) for column in explanations[:3]))
 
 
 def _inside(explanations: Explanations, users: int, items: int) -> None:
@@ -259,6 +258,7 @@ def _inside(explanations: Explanations, users: int, items: int) -> None:
 def sentences(told: Told, data: ncr.Data, length: int) -> Sentences:
     """The last `length` clicks of each user that are not in the set, and the set.
 
+    >>> from models.data import Interactions
     >>> data = ncr.prepare(Interactions.from_arrays([0, 0, 0], [0, 1, 2], time=[1, 2, 3], items=5))
     >>> made = sentences(Told(jnp.array([0]), jnp.array([4]), jnp.array([[1, -1]])), data, 2)
     >>> made.premises[0, :3].tolist(), made.known.tolist(), made.kept.tolist()
