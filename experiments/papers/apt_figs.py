@@ -71,7 +71,7 @@ def ablation_report(records: list[Record], folder: Path) -> Report:
         seconds = record.result["train_seconds"] / record.spec["seeds"]
         rows.append([data, kind, defense, *shown, f"{seconds:.1f}", *against])
     notes = [
-        "Average attack, 3%; target hr_mean@50 and HR@50 of the held-out item; p: paired t-test over the seeds that both have",
+        "Average attack, 3%; target hr_mean@50 and HR@50 of the held-out item; p: paired t-test, shared seeds",
         "apt: CG with damping 1e-3 on the full Hessian; apt-block: the released code's series, without its batches; "
         "apt-identity: the plain gradient; apt-paper-risk: eq. 4's risk",
         "-own: helpful users take their ratings from the data at hand",
