@@ -14,13 +14,20 @@ from typing import TYPE_CHECKING, Any
 
 import attacks
 from attacks.attack import Attack
-from models import registry
+from defenses import adversarial as at
+from defenses import apt, filtering
+from defenses.detectors import DETECTORS, OF_RATINGS
+from models import pcmf, registry
 from models.data import relations, sources
 from models.recommender import Recommender
 from models.registry import nearest
+from models.train import fit
 
 if TYPE_CHECKING:
-    from models.data import Dataset
+    from jaxtyping import Array
+
+    from models.data import Dataset, Interactions
+    from models.train import Fitted
 
 RELATIONS = {"ml-100k": ("ml-100k-rcf", "auxiliary-mapping.txt.gz")}
 """What is known of the items of a data set: the folder and the file in it."""
@@ -48,6 +55,16 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "appgrad": attacks.appgrad,
     "poisonrec": attacks.poisonrec,
 }
+
+
+DEFENSES: dict[str, Callable[..., Any]] = {
+    "at": at.adversarial,
+    "apt": apt.apt,
+    "apt-rand": apt.apt,
+    "pcmf": pcmf.pcmf,
+    "filter": filtering.filtered,
+}
+"""What makes each defense; beside them there is "none"."""
 
 
 def recommender(text: str, data: Dataset | None = None) -> Recommender:
@@ -118,6 +135,55 @@ def attack(text: str, **arguments: Any) -> Attack:
     if needed:
         raise ValueError(f"attack {name!r} needs {', '.join(needed)}")
     return factory(**given)
+
+
+def defense(
+    text: str, model: Recommender, grid: tuple[float, float] | None = None
+) -> Callable[[Interactions, Array], Fitted]:
+    """`(data, key) -> fitted` behind a defense: `name[:preset or detector][,argument=value...]`.
+
+    Args:
+        text: "none", "at", "apt", "apt:ml-100k", "apt-rand", "pcmf" (in place of the model), or "filter:DETECTOR".
+        model: what is defended.
+        grid: largest rating and step of the data; None for clicks.
+
+    Raises:
+        ValueError: unknown name, preset, detector or argument.
+
+    >>> from models.mf import mf
+    >>> defense("at,epsilon=-1", mf())
+    Traceback (most recent call last):
+    ...
+    ValueError: adversarial: epsilon=-1; expected a number of at least 0
+    """
+    head, *changes = pieces(text)
+    name, _, what = head.partition(":")
+    if head == "none" and not changes:
+        return lambda data, key: fit(model, data, key)
+    factory = DEFENSES[nearest("defense", name, DEFENSES)]
+    given = dict(_assignment(change, name, factory) for change in changes)
+    if what and name in ("at", "pcmf"):
+        raise ValueError(f"defense {name!r} has no presets; it was given {what!r}")
+    if name == "filter":
+        known = {**DETECTORS, **OF_RATINGS}
+        detector = known[nearest("detector", what, known)]
+        return lambda data, key: fit(model, filtering.filtered(data, detector, **given)[0], key)
+    if name.startswith("apt"):
+        return _apt(name, model, what, grid, given).fit
+    robust = factory(**given) if name == "pcmf" else factory(model, **given)
+    return lambda data, key: fit(robust, data, key)
+
+
+def _apt(
+    name: str, model: Recommender, preset: str, grid: tuple[float, float] | None, given: dict[str, Any]
+) -> apt.Defense:
+    """APT on the grid of the data; a preset's bonus keeps its share of the largest rating."""
+    settings: dict[str, Any] = {"grid": grid, "selection": "random" if name == "apt-rand" else "influence"}
+    if preset:
+        chosen = dict(apt.PRESETS[nearest("preset of apt", preset, apt.PRESETS)])
+        highest = chosen.pop("grid", (5.0, 1.0))[0]
+        settings |= chosen | ({} if grid is None else {"bonus": chosen["bonus"] * grid[0] / highest})
+    return apt.apt(model, **{**settings, **given})
 
 
 def has(text: str, argument: str) -> bool:

@@ -113,7 +113,8 @@ def trained(victim: Recommender, case: Case, profiles: Profiles | None = None) -
     if profiles is not None and train.track == "sequence":  # order counts, and rows have none
         train = inject(train, profiles)
     elif profiles is not None:
-        rows = jnp.asarray(profiles.to_rows(), jnp.float32)
+        # A model that divides ratings by the largest reads fake rows in that unit.
+        rows = jnp.asarray(profiles.to_rows(), jnp.float32) / victim.config.get("highest", 1.0)
     fitted = jax.block_until_ready(fit(victim, train, case.keys["victim"], fakes_rows=rows))
     return fitted, time.perf_counter() - began
 

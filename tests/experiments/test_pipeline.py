@@ -1,11 +1,12 @@
 """From data to numbers: pairing, and what a defender looks at first."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.pipeline import judge, make_case, profile_facts
-from models import wrmf
+from experiments.pipeline import Case, judge, make_case, profile_facts, trained
+from models import mf, wrmf
 from models.data import Interactions, Profiles
 
 
@@ -53,3 +54,11 @@ def test_profile_facts(case):
 def test_unknown_split(case):
     with pytest.raises(ValueError, match="'last' or 'one'"):
         make_case(case.train, 0, jnp.array([1]), "leave-one-out")
+
+
+def test_fake_ratings_reach_a_model_in_its_unit():
+    train = Interactions.from_dense(np.arange(20).reshape(5, 4) % 6.0, track="explicit")
+    fakes = Profiles.from_rows(np.array([[5.0, 0.0, 4.0, 0.0]]), targets=np.array([0]), track="explicit")
+    case = Case(train, train, np.array([0]), None, jax.random.key(0))
+    fitted, _ = trained(mf.mf(factors=2, epochs=1, highest=5.0), case, fakes)
+    np.testing.assert_allclose(fitted.x, [[1.0, 0.0, 0.8, 0.0]])
