@@ -108,12 +108,9 @@ def run(
     Raises:
         ValueError: unknown users; a setting the data or the model have no use for.
     """
-    parts, spec = parts_of(plan), spec_of(plan)
+    parts = parts_of(plan)
     who = None if users is None else ids_of(plan.data, users)  # before anything is trained
-    out.mkdir(parents=True, exist_ok=True)
-    fitted, record = _read(plan, parts, spec, out, say)
-    if fitted is None:
-        fitted, record = _train(plan, parts, spec, out, progress, say)
+    fitted, record = trained(plan, parts, out, progress=progress, say=say)
     found = evaluate(Partial(Fitted.scores, fitted), parts.train, test=parts.test, k=plan.k)
     names = ("recall", "ndcg", "precision", "hr_test")
     judged = {f"{name}@{plan.k}": float(np.asarray(getattr(found, name))) for name in names}
@@ -135,6 +132,20 @@ def run(
         report.show(f"the {count} best items not seen in training", ["user", "items"], shown)
     sys.stdout.write(f"written: {out / 'model.npz'}, {out / 'record.json'}\n")
     return record
+
+
+def trained(
+    plan: Training, parts: Split, out: Path, *, progress: bool, say: Callable[[str], None]
+) -> tuple[Fitted, dict[str, Any]]:
+    """The model in the folder, or a new one that is put there; and its record.
+
+    Raises:
+        ValueError: the folder holds the model of another training.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    spec = spec_of(plan)
+    fitted, record = _read(plan, parts, spec, out, say)
+    return (fitted, record) if fitted is not None else _train(plan, parts, spec, out, progress, say)
 
 
 def ids_of(data: Dataset, users: list[str]) -> list[int]:

@@ -268,5 +268,6 @@ def of_rcf(
         moved = bilevel.dense(damping=damping)(matvec, jax.grad(lambda p: losses(p, kept)[j])(p))
         return now - attention.rated(params, p + moved.value / n, shown, kept, smoothing), moved.code
 
-    drop, code = lax.map(without, jnp.arange(M))
-    return drop.T, jnp.full(K, jnp.max(jnp.where(own.real, code, 0)))
+    none = lambda j: (jnp.zeros(K, now.dtype), jnp.int32(0))
+    drop, code = lax.map(lambda j: lax.cond(own.real[j], without, none, j), jnp.arange(M))
+    return drop.T, jnp.full(K, jnp.max(code))

@@ -108,8 +108,10 @@ def influences(
     direct = chosen == "full" and not reads_only_params(fitted)
     width = max(1, int(degrees[who].max(initial=0)))
     made: list[Any] = [None] * len(who)
-    for size in sorted({bucket(int(n), width) for n in degrees[who]}):
-        rows = [n for n, user in enumerate(who) if bucket(int(degrees[user]), width) == size]
+    # RCF's work grows with the square of the padded length; elsewhere another compilation costs more than padding.
+    sizes = [bucket(int(n), width) if fitted.model.name == "rcf" else width for n in degrees[who]]
+    for size in sorted(set(sizes)):
+        rows = [n for n, mine in enumerate(sizes) if mine == size]
         found = _influences(
             fitted,
             train,
@@ -176,16 +178,12 @@ def reads_only_params(fitted: Fitted) -> bool:
 
 
 def bucket(degree: int, width: int) -> int:
-    """Interactions that a history is padded to: few different sizes, so few compilations, and little waste.
+    """Interactions that a history is padded to: few different sizes, so few compilations, and not much waste.
 
     >>> [bucket(n, 300) for n in (0, 9, 33, 290)]
-    [8, 16, 48, 300]
+    [32, 32, 64, 300]
     """
-    power = 8
-    while power < degree:
-        power = power * 2
-    half = power * 3 // 4
-    return min(half if power > 16 and degree <= half else power, max(width, 1))
+    return min(max(32, 1 << max(degree - 1, 0).bit_length()), width)
 
 
 def _checked(fitted: Fitted, train: Interactions, users: Any, ranks: int) -> np.ndarray:

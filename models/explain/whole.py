@@ -46,16 +46,16 @@ def drops(
     solved = lax.map(lambda slope: solver(matvec, slope), jax.jacrev(scores)(params, data))
     now = scores(params, data)
 
-    def one(given: tuple[Array, Array]) -> Float[Array, " K"]:
-        slot, real = given
+    def one(slot: Array) -> Float[Array, " K"]:
         keep = jnp.arange(train.capacity) != slot
         less = masked(data, model.prepare(train.keep(keep)), keep)
         part = jax.grad(lambda p: loss(p, data) - loss(p, less))(params)
         products = jax.tree.map(lambda w, g: jnp.tensordot(w, g, g.ndim), solved.value, part)
-        drop = -jnp.asarray(sum(jax.tree.leaves(products)))
-        return jnp.where(real, drop + (now - scores(params, less) if direct else 0), 0)
+        return (now - scores(params, less) if direct else 0) - jnp.asarray(sum(jax.tree.leaves(products)))
 
-    return lax.map(one, (own.slot, own.real)).T, solved.code
+    none = lambda slot: jnp.zeros_like(now)
+    drop = lax.map(lambda given: lax.cond(given[1], one, none, given[0]), (own.slot, own.real))
+    return drop.T, solved.code
 
 
 def masked(data: Any, less: Any, keep: Bool[Array, " E"]) -> Any:
