@@ -28,6 +28,7 @@ def test_table2_stands_beside_the_published_one(tmp_path):
     assert cells["none"].endswith("/ 0.9292")
     assert cells["apt"].endswith("/ 0.0009")
     assert "/" not in cells["apt-own"]
+    assert "/" not in cells["pcmf-centered"]
     assert cells["origin"].endswith("/ 0.0000")
     notes = "\n".join(made.notes)
     assert "RI, unpopular targets, apt: 1.1" in notes  # 1 - (.05 - .1) / (.5 - .1) = 1.125
