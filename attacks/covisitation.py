@@ -5,7 +5,9 @@ Song et al. (PoisonRec), ICDE 2020, and "CoVis" of Zhang et al. (RAPU), KDD 2021
 anchor a the K items of the largest `s_aj = w_aj / f(w_a, w_j)`. With `n` co-visits injected between a and target t,
 
     n_a = least n with  (w_at + g(n)) / f_t > theta_a,      theta_a = K-th best of  w_aj / f_j  over the other items j
-    max sum_a v_a y_a   subject to   sum_a n_a y_a <= M,  0 <= y_a <= 1          a fractional knapsack: by v_a / n_a
+    max sum_a v_a y_a   subject to   sum_a n_a y_a <= M,  0 <= y_a <= 1,  n_a y_a <= C
+
+a fractional knapsack, bought by v_a / n_a; C is what one anchor can be given (a fake user's row clicks it once: C = F).
 
     v_a = w_a / sum w,    f_j = sqrt(w_j), 1 or w_j, taken for the target at its final visits
 
@@ -34,6 +36,9 @@ from models.recommender import counts, one_of
 MARGIN = 1e-5
 """Relative lead over `theta_a` that counts as above it: no tie of whole numbers hides in float32's rounding."""
 
+REACH = 1 << 24
+"""Costs are looked for up to here, which float32 still counts one by one."""
+
 CELLS = 1 << 22
 """Co-visits of a block of anchors held at once: 16 MiB in float32."""
 
@@ -43,7 +48,8 @@ class Plan(NamedTuple):
 
     Attributes:
         value: `v_a`, the anchor's share of the visits.
-        cost: `n_a`; 0: the targets are in its list anyway; one more than an anchor can be given: out of reach.
+        cost: `n_a`; 0: the targets are in its list anyway. It may be more than an anchor can be given: a part of it then
+            is bought, as the linear program does.
         order: the items by `v_a / n_a`, best first; targets last.
         take: co-visits given to each anchor; they sum to the budget.
         promised: anchors that got their cost: after sequences are injected their lists show the target; on rows they
@@ -257,10 +263,10 @@ def _plan(
     )
     theta, have = _lists(covisits, over(visits), targets, target, place)
     need = (theta * (1 + MARGIN))[:, None] * over(visits[targets] + clicks)
-    cost = least(lambda n: jnp.all(have + gain(n)[:, None] > need, axis=1), train.items, most)
+    cost = least(lambda n: jnp.all(have + gain(n)[:, None] > need, axis=1), train.items, REACH)
     value = visits / jnp.maximum(jnp.sum(visits), 1)
     order = jnp.argsort(jnp.where(target, 1, -value / jnp.maximum(cost, 1)), stable=True)
-    bought = knapsack(jnp.where(target | (cost > most), 0, cost), order, budget)
+    bought = knapsack(jnp.where(target, 0, jnp.minimum(cost, most)), order, budget)
     more = jnp.where(target, 0, most - bought)
     take = bought + knapsack(more, order, budget - jnp.sum(bought))
     return Plan(value, cost, order, take, ~target & (take >= cost))

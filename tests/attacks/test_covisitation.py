@@ -168,7 +168,7 @@ def test_costs_of_rows_are_those_of_counting(rng, normalization):
     np.fill_diagonal(w, 0)
     final = count + fakes * np.isin(np.arange(ITEMS), targets)
     for anchor in range(2, ITEMS):
-        for n in range(fakes + 2):
+        for n in range(200):
             now = w[anchor].copy()
             now[targets] += n
             over = {"cosine": np.sqrt(final), "none": 1.0, "target": final}[normalization]
@@ -188,8 +188,31 @@ def test_rows_spend_the_budget_on_the_best_anchors(rng, key):
         rows = attacks.covisitation(fakes=5, budget=budget, k=3)(key, train, targets).to_rows()
         np.testing.assert_array_equal(rows.sum(axis=1), budget + 2)
         np.testing.assert_array_equal(rows.sum(axis=0)[2:], planned.take[2:])
-    bought = np.asarray(planned.take)[np.asarray(planned.order)]
-    assert (np.diff(bought[: ITEMS - 2] > 0) <= 0).all()  # none is skipped
+        inside = np.asarray(planned.order)[: ITEMS - 2]
+        dear = inside[
+            np.asarray(planned.cost)[inside] > 0
+        ]  # what costs nothing is only bought with what is left
+        assert (np.diff((np.asarray(planned.take)[dear] > 0).astype(int)) <= 0).all()  # none is skipped
+
+
+def test_the_whole_plan_of_rows_solves_the_linear_program():
+    """With what one anchor can be given as a bound: dear anchors are bought in part, not passed over."""
+    fakes, budget, parts, targets = 4, 3, 0, jnp.array([0, 1])
+    plan = functools.partial(plan_rows, fakes=fakes, budget=budget, k=3, normalization="cosine")
+    plan = jax.jit(plan)
+    for seed in range(20):
+        drawn = np.random.default_rng(seed).random((40, ITEMS))
+        train = Interactions.from_dense((drawn < np.linspace(0.05, 0.8, ITEMS)).astype(float))
+        planned = plan(train, targets)
+        value, cost = np.asarray(planned.value, float)[2:], np.asarray(planned.cost)[2:]
+        most = np.minimum(1, fakes / np.maximum(cost, 1))
+        best = scipy.optimize.linprog(
+            -value, A_ub=cost[None], b_ub=[fakes * budget], bounds=list(zip(0 * most, most))
+        )
+        share = np.minimum(np.where(cost > 0, np.asarray(planned.take)[2:] / np.maximum(cost, 1), 1), 1)
+        np.testing.assert_allclose(value @ share, -best.fun, rtol=1e-5)
+        parts += ((cost > fakes) & (share > 0)).sum()
+    assert parts > 5
 
 
 @pytest.mark.parametrize(
