@@ -120,6 +120,7 @@ class JaxBox:
     ):
         for_world, self._key = jax.random.split(key)
         self._fakes, self._counter, self._explainer = fakes, _Counter(limit), explainer
+        self._items = train.items
         self._targets = jnp.asarray(targets, jnp.int32)
         self._world: World = environment.open(for_world, train, self._targets, fakes)
         self._learn = jax.jit(lambda world, clicks, key: environment.ranker.update(world.base, clicks, key))
@@ -139,6 +140,9 @@ class JaxBox:
             )
         if profiles.fakes != self._fakes:
             raise ValueError(f"{profiles.fakes} fake users; this box was made for {self._fakes}, give fakes=")
+        if profiles.items != self._items:
+            raise ValueError(f"profiles over {profiles.items} items, but the system has {self._items}")
+        profiles.validate()
         self._counter.take()
         key = jax.random.fold_in(self._key, self.queries)
         self._tuned = self._learn(self._world, profiles.clicks, key)
@@ -231,6 +235,9 @@ class Retrained:
 
     def recommend(self, users: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B K"]:
         """The best of what each user is offered and has not clicked."""
+        asked = np.asarray(users)
+        if asked.size and not 0 <= asked.min() <= asked.max() < self._train.users:
+            raise ValueError(f"users {asked.min()}..{asked.max()}; the system has 0..{self._train.users - 1}")
         return np.asarray(_best(self._scores, self._train, self._targets, self._offered, self._k))[users]
 
     def recnum(self) -> float:

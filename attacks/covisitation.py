@@ -48,8 +48,8 @@ class Plan(NamedTuple):
 
     Attributes:
         value: `v_a`, the anchor's share of the visits.
-        cost: `n_a`; 0: the targets are in its list anyway. It may be more than an anchor can be given: a part of it then
-            is bought, as the linear program does.
+        cost: `n_a`; 0: the targets are in its list anyway. It may be more than an anchor can be given: then a part of
+            it is bought, as the linear program does.
         order: the items by `v_a / n_a`, best first; targets last.
         take: co-visits given to each anchor; they sum to the budget.
         promised: anchors that got their cost: after sequences are injected their lists show the target; on rows they

@@ -74,7 +74,10 @@ class Service:
             with urllib.request.urlopen(request, timeout=self._timeout) as answer:
                 return json.load(answer)
         except urllib.error.HTTPError as error:
-            text = json.loads(error.read() or b"{}").get("error", error.reason)
+            try:
+                text = json.loads(error.read() or b"{}").get("error", error.reason)
+            except ValueError:  # a proxy's page, say
+                text = error.reason
             kinds = {status: kind for kind, status in STATUS.items()}
             raise kinds.get(error.code, OSError)(f"{self._url}{path}: {text}") from error
 

@@ -30,8 +30,6 @@ from bilevel.inner import (
     fixed_point,
     gradient_descent,
     minibatches,
-    precompose,
-    with_loss,
 )
 from bilevel.linear import (
     Code,
@@ -50,6 +48,7 @@ from bilevel.linear import (
 from bilevel.loop import run
 from bilevel.products import cross_product, diagonal_blocks, gauss_newton_product, hessian_and_cross, hvp
 from bilevel.project import Projection, box, chain, l1_ball, set_columns, simplex, threshold, topk
+from bilevel.rewire import precompose, with_loss
 from bilevel.safe import differentiable
 from bilevel.solve import Cotangents, Solve, Wants
 from bilevel.stationary import distance_to_stationarity

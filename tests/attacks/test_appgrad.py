@@ -40,7 +40,9 @@ def test_singular_directions_are_those_of_the_matrix(rng):
     Z = rng.normal(size=(3, 5)).astype(np.float32)
     V = np.asarray(draw_directions(jax.random.key(0), jnp.asarray(Z), 2, "svd"))
     values = np.linalg.svd(Z, compute_uv=False)
-    np.testing.assert_allclose(np.sum(V * Z, (1, 2)), values[:2], rtol=1e-4)
+    np.testing.assert_allclose(np.abs(V).max((1, 2)), 1, rtol=1e-6)
+    unit = V / np.linalg.norm(V, axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(np.sum(unit * Z, (1, 2)), values[:2], rtol=1e-4)
     assert [np.linalg.matrix_rank(v, tol=1e-4) for v in V] == [1, 1]
 
 
@@ -82,7 +84,8 @@ def train():
 @pytest.mark.parametrize("kind", ["gaussian", "svd"])
 def test_it_improves_and_asks_2q_times_a_step(kind, train):
     q = 4 if kind == "gaussian" else 2
-    attack = function(BOX, queries=25 * 2 * q + 3, kind=kind, **{**SMALL, "directions": q})
+    radius = {"gaussian": 0.5, "svd": 1.5}[kind]
+    attack = function(BOX, queries=25 * 2 * q + 3, kind=kind, **{**SMALL, "directions": q, "radius": radius})
     assert attack.steps == 25
     assert attack.threat.queries == 25 * 2 * q
 
@@ -96,6 +99,7 @@ def test_it_improves_and_asks_2q_times_a_step(kind, train):
     np.testing.assert_allclose(np.asarray(own.Z).sum(-1), 4, rtol=1e-5)
     assert np.asarray(own.Z).min() >= 0
     np.testing.assert_allclose(own.best.reward, np.asarray(history["best_reward"]).max(1))
+    assert np.asarray(history["grad_norm"]).max() > 0
     if kind == "gaussian":  # singular directions of two rows can hardly move them
         reward = np.asarray(history["mean_reward"]).mean(0)
         assert reward[-5:].mean() > reward[:5].mean()
@@ -109,6 +113,10 @@ def test_ask_has_the_trials_of_a_step_and_rewards_turn_it(key):
     tell = jax.jit(learner.tell)
     still = tell(state, jnp.ones(8))  # equal answers: no gradient
     np.testing.assert_allclose(still.Z, state.Z, atol=1e-6)
+    # A trial whose victim broke counts as the worst of its step.
+    lost = tell(state, jnp.zeros(8).at[0].set(jnp.nan).at[1].set(1.0))
+    same = tell(state, jnp.zeros(8).at[1].set(1.0))
+    np.testing.assert_array_equal(lost.Z, same.Z)
     # The first direction pays off forwards: Z moves along it.
     moved = tell(state, jnp.zeros(8).at[0].set(1.0))
     V = jax.jit(learner.propose)(state).directions[0]
@@ -120,9 +128,10 @@ def test_ask_has_the_trials_of_a_step_and_rewards_turn_it(key):
     [
         ({"environment": itempop()}, TypeError, "attacks.environment"),
         ({"queries": 7}, ValueError, "less than the 8 of one step"),
-        ({"kind": "svd"}, ValueError, "2 attackers"),
+        ({"kind": "svd", "radius": 1.0}, ValueError, "2 attackers"),
         ({"kind": "normal"}, ValueError, "'svd'"),
         ({"radius": 0.0}, ValueError, "radius"),
+        ({"kind": "svd", "directions": 1, "radius": 0.5}, ValueError, "rounded away"),
         ({"directions": 0}, ValueError, "directions"),
         ({"goal": "availability"}, ValueError, "'demote'"),
     ],

@@ -109,6 +109,13 @@ def test_a_box_refuses(boxes, train, key):
         ours.inject(rows)
     with pytest.raises(ValueError, match="made for 2"):
         ours.inject(profiles([0]))
+    with pytest.raises(ValueError, match="the system has 15"):
+        ours.inject(Profiles.from_clicks([[3], [500]], TARGETS, items=1000))
+    with pytest.raises(ValueError, match=r"item -1 is outside|outside 0\.\.14"):
+        ours.inject(Profiles.from_clicks([[3], [-1]], TARGETS, items=ITEMS + 3))
+    for users in ([-1], [USERS]):
+        with pytest.raises(ValueError, match=r"the system has 0\.\.9"):
+            numpy.recommend(np.array(users))
     with pytest.raises(ValueError, match="expected an integer in"):
         attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=0)
     with pytest.raises(ValueError, match="limit is 0"):

@@ -54,7 +54,7 @@ def done(attack, train):
     return run(jax.random.split(jax.random.key(2), 6))
 
 
-def test_on_itempop_it_learns_to_click_few_targets_only(done):
+def test_on_itempop_it_learns_to_click_targets_only(done):
     profiles, history, _, late = done
     share, reward = np.asarray(history["target_share"]).mean(0), np.asarray(history["mean_reward"]).mean(0)
     assert 0.3 < share[0] < 0.7  # about half at the beginning
