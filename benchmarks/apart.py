@@ -44,6 +44,32 @@ def worker(script: str, task: dict[str, Any], core: int, seconds: float) -> dict
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def measured(
+    script: str,
+    path: Path,
+    tasks: list[dict[str, Any]],
+    *,
+    core: int,
+    minutes: float,
+    again: bool,
+    note: Callable[[dict[str, Any], list[dict[str, Any]]], None],
+) -> list[dict[str, Any]]:
+    """The rows of a file, with those of the tasks that have none (or an error, or all of them if `again`) measured.
+
+    `note(row, rows)` is called after each, to say and to write it.
+    """
+    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for task in tasks:
+        have = next((row for row in rows if row["task"] == task), None)
+        if have is not None and "error" not in have and not again:
+            continue
+        row = {"task": task, **worker(script, task, core, 60 * minutes), "load": load()}
+        rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
+        note(row, rows)
+    return rows
+
+
 def pin(core: int) -> tuple[Callable[[], float], str]:
     """Stay on one core where the system lets a process choose; the clock to use, and its name."""
     if core >= 0 and hasattr(os, "sched_setaffinity"):

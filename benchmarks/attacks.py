@@ -85,17 +85,20 @@ def main(options: Options) -> None:
 
     console = Console(width=110)
     path = options.out / ("attacks-quick.json" if options.quick else "attacks.json")
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    options.out.mkdir(parents=True, exist_ok=True)
-    for task in [] if options.report_only else tasks(options):
-        have = next((row for row in rows if row["task"] == task), None)
-        if have is not None and "error" not in have and not options.again:
-            continue
-        found = apart.worker("attacks.py", task, options.core, 60 * options.minutes)
-        row = {"task": task, **found, "load": apart.load()}
-        rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
+
+    def note(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         console.print(attacks_report.line(row))
         attacks_report.write(path, rows, apart.machine())
+
+    rows = apart.measured(
+        "attacks.py",
+        path,
+        [] if options.report_only else tasks(options),
+        core=options.core,
+        minutes=options.minutes,
+        again=options.again,
+        note=note,
+    )
     console.print()
     attacks_report.show(console, rows)
     if rows:

@@ -91,20 +91,20 @@ def main(options: Options) -> None:
 
     console = Console(width=110)
     path = options.out / ("training-quick.json" if options.quick else "training.json")
-    rows: list[dict[str, Any]] = json.loads(path.read_text())["rows"] if path.exists() else []
-    options.out.mkdir(parents=True, exist_ok=True)
-    for task in [] if options.report_only else tasks(options):
-        have = next((row for row in rows if row["task"] == task), None)
-        if have is not None and "error" not in have and not options.again:
-            continue
-        row = {
-            "task": task,
-            **apart.worker("training.py", task, options.core, 60 * options.minutes),
-            "load": apart.load(),
-        }
-        rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
+
+    def note(row: dict[str, Any], rows: list[dict[str, Any]]) -> None:
         console.print(training_report.line(row))
         write(path, rows)
+
+    rows = apart.measured(
+        "training.py",
+        path,
+        [] if options.report_only else tasks(options),
+        core=options.core,
+        minutes=options.minutes,
+        again=options.again,
+        note=note,
+    )
     console.print()
     for goal in training_report.show(console, rows):
         console.print(goal)

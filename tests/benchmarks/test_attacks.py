@@ -1,24 +1,8 @@
 """The benchmark of attacks: what its rows say, what is measured, and that a measurement works in its own process."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    sys.path.append(str(ROOT / "benchmarks"))  # at the end: its attacks.py is not the package
-    spec = importlib.util.spec_from_file_location("attacks_benchmark", ROOT / "benchmarks" / "attacks.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def craft(attack, seconds, **task):

@@ -1,24 +1,8 @@
 """The training benchmark: a measurement in a process of its own, growth, goals, what the peers are asked for."""
 
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def benchmark():
-    sys.path.append(str(ROOT / "benchmarks"))  # at the end: its attacks.py is not the package
-    spec = importlib.util.spec_from_file_location("training_benchmark", ROOT / "benchmarks" / "training.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
-    sys.path.remove(str(ROOT / "benchmarks"))
 
 
 @pytest.fixture
