@@ -71,6 +71,7 @@ def test_the_papers_unconverged_toy_is_not_ok(x64, rate, scale, penalty):
     assert Code(int(damped(rows[900:], params0, data, KEY).diagnosis.code)) is Code.NOT_STATIONARY
 
 
+@pytest.mark.slow
 def test_a_converged_factorization_is_ok_and_its_singular_hessian_consistent(x64):
     """Rotating P and Q changes no score: the Hessian is singular at every optimum, penalty or not (3 directions)."""
     rows, params0 = toy(KEY, 14, 10, 3, 0.3)

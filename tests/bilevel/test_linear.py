@@ -241,6 +241,7 @@ def test_warm_start(x64):
 
 
 @pytest.mark.parametrize("name", ["cg", pytest.param("neumann", marks=slow)])
+@pytest.mark.slow
 def test_derivatives_of_a_solve(x64, name):
     """Gradient, forward mode and Hessian of a function of the solution, in the matrix and in the right-hand side."""
     a, _ = matrix(np.linspace(1.0, 5.0, 4))

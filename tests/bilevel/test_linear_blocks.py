@@ -99,6 +99,7 @@ def test_one_users_own_block(model, solver):
     assert float(jnp.abs(mine.value["P"].at[3].set(0)).max()) == 0
 
 
+@pytest.mark.slow
 def test_block_of_a_user_and_an_item_with_their_interaction(model):
     p, b, product = model
     flat = lambda v: jnp.concatenate([v["P"][2], v["Q"][4]])

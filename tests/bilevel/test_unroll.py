@@ -55,6 +55,7 @@ def test_memory_policies_and_full_truncation_give_the_same_numbers(
 
 
 @pytest.mark.parametrize("name", ["linen_dropout", *also("logistic", "wrmf_batches")])
+@pytest.mark.slow
 def test_policies_agree_on_other_problems(name, named_problem, hypergradient):
     problem = named_problem(name)
     inner = problem.inner(optax.adam(0.05), STEPS)

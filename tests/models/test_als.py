@@ -53,6 +53,7 @@ def test_a_sweep_is_three_half_steps_of_ridge_regression(drawn):
         np.testing.assert_allclose(swept[name], expected, rtol=1e-10)
 
 
+@pytest.mark.slow
 def test_blocks_of_rows_give_the_same_numbers(drawn, monkeypatch):
     model, data, _, x, _, params = drawn
     whole = als.sweep(params, x, data, None, weight=WEIGHT, l2=L2)

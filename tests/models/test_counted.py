@@ -136,6 +136,7 @@ def test_users_who_clicked_both_are_counted_in_stretches_and_multiplied_in_rows(
         assert int(many) == np.sum(X.sum(1) * heavy > 11)
 
 
+@pytest.mark.slow
 def test_blocks_of_items_change_nothing(rng, monkeypatch):
     train = Interactions.from_dense((rng.random((9, 11)) < 0.4).astype(float))
     model = itemcf.itemcf(neighbors=4)

@@ -355,6 +355,7 @@ def test_weights_of_relaxed_cells_are_constants():
     assert not np.any(jax.grad(lambda x: jnp.sum(cell_weights(x, None, 20.0)))(x))
 
 
+@pytest.mark.slow
 def test_both_forms_train_to_the_same_numbers(x64):
     """WRMF and ItemAE: the rule that picks a form may change the seconds, never the result."""
     for make, size in ((wrmf.wrmf, {"factors": 3}), (itemae.itemae, {"hidden": (4,)})):
