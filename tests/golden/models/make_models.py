@@ -984,6 +984,121 @@ def ncr() -> None:
     )
 
 
+# ------------------------------------------------------------------------------------------------ RCF
+#
+# Attributes by item, `item: {type: values}`; item 4 has none and shares nothing, item 0 shares two values of one type
+# with item 2. Values are numbered by item and within a type, types as named. The draws: pairs, and for each of them and
+# each type one triple (value, tail, negative), or none.
+
+TYPES = ("genre", "actor")
+ATTRIBUTES = {
+    0: {"genre": ["a", "b"], "actor": ["x"]},
+    1: {"genre": ["b"], "actor": ["x", "y"]},
+    2: {"genre": ["a", "b"]},
+    3: {"actor": ["y"]},
+    5: {"genre": ["c"]},
+}
+VALUES = (("a", "b", "c"), ("x", "y"))  # by type, in the order in which they are met
+RELATED = {
+    "type": np.array([[1, 2]] * 5),
+    "value": np.array([[1, 3], [1, 0], [0, 4], [0, 3], [0, 0]]),
+    "tail": np.array([[2, 0], [0, 0], [0, 1], [2, 1], [0, 0]]),
+    "exists": np.array([[1, 1], [1, 0], [0, 0], [1, 1], [0, 0]]),
+    "negative": np.array([[4, 2], [3, 0], [0, 5], [1, 3], [0, 0]]),
+}
+
+
+def shared(i: int, j: int, k: int) -> list[int]:
+    """Numbers of the values of type k (from 1) that two items share."""
+    before = sum(len(names) for names in VALUES[: k - 1])
+    both = [set(ATTRIBUTES.get(item, {}).get(TYPES[k - 1], [])) for item in (i, j)]
+    return [before + number for number, name in enumerate(VALUES[k - 1]) if name in both[0] & both[1]]
+
+
+def rcf_score(p: dict, user: int, item: int, smoothing: float) -> torch.Tensor:
+    """A pair's score: Xin et al., SIGIR 2019, eqs 4-10, with ACCENT's smoothed attention."""
+    history = [j for u, j in zip(CLICKS["user"], CLICKS["item"]) if u == user and j != item]
+    gelu = lambda v: nn.gelu(v, approximate="tanh")
+    asked = p["user"][user] * p["type"]  # (K + 1, D)
+    alpha = torch.softmax(gelu(asked @ p["choice"] + p["choice_bias"]) @ p["choice_out"], 0)
+    read = p["user"][user]
+    for k in range(len(TYPES) + 1):
+        if k == 0:
+            slots = [(j, None) for j in history if not any(shared(item, j, n) for n in (1, 2))]
+        else:
+            slots = [(j, value) for j in history for value in shared(item, j, k)]
+        if not slots:
+            continue
+        masses = []
+        for j, value in slots:
+            inner = p["item"][item] @ p["target"][k] + p["item"][j] @ p["other"][k]
+            if value is not None:
+                inner = inner + p["value"][value] @ p["shared"][k - 1]
+            masses.append(torch.exp(torch.tanh(inner) @ p["slot_out"][k]))
+        mass = torch.stack(masses)
+        tails = p["item"][[j for j, _ in slots]]
+        read = read + alpha[k] * (mass / mass.sum() ** smoothing) @ tails
+    h = gelu((read * p["item"][item]) @ p["layers/0/kernel"] + p["layers/0/bias"])
+    return h @ p["last"]
+
+
+def rcf(case: str, smoothing: float, divide_by: str) -> None:
+    """BPR of clicks and negatives plus 0.3 BPR of triples that DistMult scores; Adagrad from 1e-8, no epsilon."""
+    attention, hidden = 2, 4
+    params = tables(41)
+    del params["fake"]
+    params |= draw(42, type=(3, D), value=(5, D), choice=(D, attention), choice_bias=(attention,))
+    params |= draw(43, choice_out=(attention,), slot_out=(3, attention), target=(3, D, attention))
+    params |= draw(44, other=(3, D, attention), shared=(2, D, attention), last=(hidden,))
+    params |= draw(45, layers__0__kernel=(D, hidden), layers__0__bias=(hidden,))
+    drawn = {name: rows[:5] for name, rows in pairs().items()}
+    known = {name: rows.copy() for name, rows in RELATED.items()}
+    clicks = len(CLICKS["user"])
+
+    def loss(p, x):
+        real = torch.tensor(drawn["real"])
+        losses = []
+        for user, item, negatives in zip(drawn["user"], drawn["item"], drawn["negative"]):
+            s = rcf_score(p, user, item, smoothing)
+            losses.append(
+                torch.stack([nn.softplus(rcf_score(p, user, n, smoothing) - s) for n in negatives]).mean()
+            )
+        total = (real * torch.stack(losses)).sum() / real.sum()
+        link = p["type"][known["type"]] + p["value"][known["value"]]
+        head = p["item"][drawn["item"]][:, None]
+        distmult = lambda tail: (head * link * p["item"][tail]).sum(-1)
+        each = nn.softplus(distmult(known["negative"]) - distmult(known["tail"]))
+        there = real[:, None] * torch.tensor(known["exists"])
+        total = total + 0.3 * (there * each).sum() / there.sum()
+        share = real.sum() / clicks if divide_by == "data" else 1.0
+        return share * total
+
+    def scores(p, x):
+        return torch.stack([torch.stack([rcf_score(p, u, i, smoothing) for i in range(I)]) for u in range(U)])
+
+    config = {"factors": D, "attention": attention, "hidden": [hidden], "relation_weight": 0.3}
+    config |= {
+        "smoothing": smoothing,
+        "divide_by": divide_by,
+        "negatives": 2,
+        "learning_rate": 0.05,
+        "batch": 5,
+    }
+    learned(
+        "rcf",
+        case,
+        config,
+        CLICKS,
+        params,
+        NO_FAKES,
+        loss,
+        scores,
+        lambda leaves: Adagrad(leaves, 0.05, start=1e-8, epsilon=0.0),
+        draws={**drawn, "related": known},
+        relations={str(item): of for item, of in ATTRIBUTES.items()},
+    )
+
+
 def main() -> None:
     """Write every file."""
     ncf("neumf", "tower", (4, 3), 0.03, summed=False)
@@ -1020,6 +1135,8 @@ def main() -> None:
     itemcf(6)
     itemcf(1)
     ncr()
+    rcf("smoothed", 0.5, "batch")
+    rcf("softmax", 1.0, "data")
 
 
 if __name__ == "__main__":
