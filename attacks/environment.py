@@ -35,18 +35,16 @@ class World(NamedTuple):
     """The part of an environment that stays: what is offered to whom, and the clean ranker.
 
     Attributes:
-        offer: users that are counted, `(n,)`, and their candidates and the targets, `(n, C + T)`.
-        offered, seen: candidates that are there, `(n, C)`; targets a user has clicked before, `(n, T)`.
+        offer: the real users, `(U,)`, and their candidates and the targets, `(U, C + T)`.
+        offered, seen: candidates that are there, `(U, C)`; targets a user has clicked before, `(U, T)`.
         targets: `(T,)`.
-        users: real users U, of whom n are counted.
         base: the ranker's own.
     """
 
     offer: Offer
-    offered: Bool[Array, "n C"]
-    seen: Bool[Array, "n T"]
+    offered: Bool[Array, "U C"]
+    seen: Bool[Array, "U T"]
     targets: Int[Array, " T"]
-    users: Float[Array, ""]
     base: Any
 
 
@@ -69,7 +67,7 @@ class Environment:
         ranker: how the recommender is updated and read.
         open: `(key, train, targets, fakes) -> World`, trains the clean ranker; `fakes` is the number N of attackers.
         k: length of the lists.
-        sampled: whether some users are counted for all.
+        sample: users drawn for each reward, who stand for all; None: all are counted.
         block: users read at a time.
         at_once: sets of sequences judged side by side.
 
@@ -81,30 +79,38 @@ class Environment:
     ranker: Ranker
     open: Callable[[Key[Array, ""], Interactions, Int[Array, " T"], int], World]
     k: int
-    sampled: bool
+    sample: int | None
     block: int
     at_once: int
 
     @functools.partial(jax.jit, static_argnums=0)
     def judge(self, world: World, clicks: Int[Array, "N T"], key: Key[Array, ""]) -> Outcome:
-        """RecNum after N click sequences of length T; `key` is that of the update (batches, negatives)."""
-        return self.count(world, self.ranker.update(world.base, clicks, key))
+        """RecNum after N click sequences of length T; `key` is of its update and of the sample."""
+        return jax.tree.map(lambda found: found[0], self.rewards(world, clicks[None], key))
 
     @functools.partial(jax.jit, static_argnums=0)
     def rewards(self, world: World, clicks: Int[Array, "M N T"], key: Key[Array, ""]) -> Outcome:
-        """`judge` of M sets, each from the clean ranker, in one call; fields `(M,)`."""
-        keys = jax.random.split(key, clicks.shape[0])
-        return lax.map(lambda one: self.judge(world, *one), (clicks, keys), batch_size=self.at_once)
+        """RecNum of M sets, each from the clean ranker, in one call; fields `(M,)`. All are read by the same users."""
+        for_users, for_updates = jax.random.split(key)
+        rows, every = None, world.offer.users.shape[0]
+        if self.sample is not None:
+            rows = jnp.sort(jax.random.choice(for_users, every, (self.sample,), replace=False))
+
+        def one(given):
+            clicks, key = given
+            return self.count(world, self.ranker.update(world.base, clicks, key), rows)
+
+        return lax.map(one, (clicks, jax.random.split(for_updates, clicks.shape[0])), batch_size=self.at_once)
 
     @functools.partial(jax.jit, static_argnums=0)
     def clean(self, world: World) -> Outcome:
-        """RecNum without any poison."""
+        """RecNum of all users without any poison."""
         return self.count(world, self.ranker.clean(world.base))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def count(self, world: World, tuned: Any) -> Outcome:
-        """RecNum of an updated ranker."""
-        T = world.targets.shape[0]
+    def count(self, world: World, tuned: Any, rows: Int[Array, " n"] | None = None) -> Outcome:
+        """RecNum of an updated ranker: of all users, or as these `rows` of them make expect."""
+        T, U = world.targets.shape[0], world.offer.users.shape[0]
 
         def shown(rows, offer, offered, known):
             scores = self.ranker.read(world.base, tuned, rows, offer)
@@ -112,16 +118,16 @@ class Environment:
             best = among_best(own, other, world.targets, item, offered, known, k=self.k)
             return jnp.stack([jnp.sum(best, 1, dtype=float), jnp.any(jnp.isnan(scores), 1).astype(float)], 1)
 
-        hits, lost = self._blocks(world, shown).T
-        n, total = hits.shape[0], jnp.sum(hits)
-        if not self.sampled:  # a whole number, which a division might spoil
+        hits, lost = self._blocks(world, shown, rows).T
+        total = jnp.sum(hits)
+        if rows is None:  # a whole number, which a division might spoil
             return Outcome(total, jnp.zeros_like(total), jnp.mean(lost))
-        left = jnp.maximum(1 - n / world.users, 0)
-        spread = jnp.sqrt(left * jnp.var(hits, ddof=int(n > 1)) / n)
-        return Outcome(world.users * jnp.mean(hits), world.users * spread, jnp.mean(lost))
+        n = hits.shape[0]
+        spread = jnp.sqrt((1 - n / U) * jnp.var(hits, ddof=int(n > 1)) / n)
+        return Outcome(U * jnp.mean(hits), U * spread, jnp.mean(lost))
 
     @functools.partial(jax.jit, static_argnums=0)
-    def lists(self, world: World, tuned: Any) -> Int[Array, "n K"]:
+    def lists(self, world: World, tuned: Any) -> Int[Array, "U K"]:
         """The lists that `count` counts in: the k best of what each user is offered, -1 where there are fewer."""
 
         def best(rows, offer, offered, known):
@@ -141,12 +147,15 @@ class Environment:
         config = {**self.config, "world": digest(jax.tree.leaves(world))}
         return dataclasses.replace(self, config=config, open=lambda key, train, targets, fakes: world)
 
-    def _blocks(self, world: World, read: Callable[..., Array]) -> Array:
-        """`read` of all rows of the offer, a block at a time (the last one padded with its last row)."""
-        n = world.offer.users.shape[0]
+    def _blocks(
+        self, world: World, read: Callable[..., Array], rows: Int[Array, " n"] | None = None
+    ) -> Array:
+        """`read` of rows of the offer (None: all), a block at a time (the last one padded with its last row)."""
+        rows = jnp.arange(world.offer.users.shape[0]) if rows is None else rows
+        n = rows.shape[0]
         count = -(-n // self.block)
         size = -(-n // count)
-        every = jnp.minimum(jnp.arange(count * size), n - 1).reshape(count, size)
+        every = rows[jnp.minimum(jnp.arange(count * size), n - 1)].reshape(count, size)
 
         def one(rows):
             offer = Offer(world.offer.users[rows], world.offer.item[rows])
@@ -184,8 +193,9 @@ def environment(
             (PMF, BPR, NeuMF, NGCF, ...) only.
         candidates: original items offered to each user besides the targets, at most I - T.
         k: length of the lists, >= 1.
-        users: real users that are counted, drawn once; RecNum is then an estimate, with its standard error
-            `U sqrt((1 - n/U) s^2 / n)`. None: all of them.
+        users: n, real users that a reward is counted from, drawn anew for each call and the same for all sets of it;
+            RecNum is then an estimate, with its standard error `U sqrt((1 - n/U) s^2 / n)`. None: all of them. (Were
+            they drawn once for all, whoever learns from rewards would learn these n users by heart.)
         block: users read at a time, >= 1.
         at_once: sets of sequences judged side by side, >= 1: more for an accelerator, 1 where cores are few.
 
@@ -216,15 +226,13 @@ def environment(
     def open_(key, train: Interactions, targets: Int[Array, " T"], fakes: int) -> World:
         if users is not None and users > train.users:
             raise ValueError(f"users is {users}, but the data have {train.users}; leave it out to count all")
-        for_offer, for_users, for_ranker = jax.random.split(key, 3)
+        for_offer, for_ranker = jax.random.split(key)
         drawn = draw_candidates(for_offer, train, targets, count=candidates)
-        chosen = jnp.arange(train.users, dtype=jnp.int32)
-        if users is not None:
-            chosen = jnp.sort(jax.random.choice(for_users, chosen, (users,), replace=False))
-        own = jnp.broadcast_to(targets, (chosen.shape[0], targets.shape[0]))
-        offer = Offer(chosen, jnp.concatenate([drawn.item[chosen], own], 1))
+        everybody = jnp.arange(train.users, dtype=jnp.int32)
+        own = jnp.broadcast_to(targets, (train.users, targets.shape[0]))
+        offer = Offer(everybody, jnp.concatenate([drawn.item, own], 1))
         base = inside.open(for_ranker, train, fakes, offer)
-        known = sample.clicked(sample.lists(train), chosen, own, train.items)
-        return World(offer, drawn.offered[chosen], known, targets, jnp.asarray(float(train.users)), base)
+        known = sample.clicked(sample.lists(train), everybody, own, train.items)
+        return World(offer, drawn.offered, known, targets, base)
 
-    return Environment("environment", config, inside, open_, k, users is not None, block, at_once)
+    return Environment("environment", config, inside, open_, k, users, block, at_once)

@@ -45,18 +45,14 @@ def tuned(model: Recommender, replay: bool, epochs: int, batch: int | None) -> R
         every = grow(model, fitted.params, for_fresh, users=train.users + fakes, items=train.items)
         rows = _rows(model, train.items, every)
         fresh = [lax.slice_in_dim(leaf, train.users, train.users + fakes, axis=axis) for axis, leaf in rows]
-        data = fitted.data
-        if kind == "sessions":  # only those that are ranked for have to be read
-            ranked = jnp.zeros(train.users, bool).at[offer.users].set(True)
-            data = model.prepare(train.keep(ranked[train.user]))
-        return Learned(fitted.params, fresh, train, data)
+        return Learned(fitted.params, fresh, train, fitted.data)
 
     def update(base: Learned, clicks: Int[Array, "N T"], key):
         for_replay, for_training = jax.random.split(key)
         U, I, N = base.train.users, base.train.items, clicks.shape[0]
         few = events(clicks, first=U if whole else 0, items=I)
         few = mixed(for_replay, base.train, few, clicks.shape[1]) if replay else few
-        data = _read_by(model, kind, base.train, few, clicks)
+        data = _read_by(model, kind, base.train, few, clicks, replay)
         real = _rows(model, I, base.params)
         rows = [jnp.concatenate([leaf, new], axis) for (axis, leaf), new in zip(real, base.fresh)]
         start = _with_rows(model, I, base.params, rows if whole else base.fresh)
@@ -69,12 +65,20 @@ def tuned(model: Recommender, replay: bool, epochs: int, batch: int | None) -> R
         return embed(base, _with_rows(model, I, params, [leaf for _, leaf in real]))
 
     def embed(base: Learned, params: Params):
-        if model.embed is pairs.embed:
-            return params  # what it returns, without a copy of every table
+        if model.embed is pairs.embed or kind == "sessions":
+            return params  # what it returns, without a copy of every table; sessions are read when they are asked for
         return model.embed(params, jnp.zeros((0, base.train.items)), base.data)
 
     clean = lambda base: embed(base, base.params)
-    return Ranker(open_, clean, update, lambda base, tuned, rows, offer: read_few(model, tuned, offer))
+
+    def read(base: Learned, tuned, rows, offer: Offer) -> Float[Array, "B C"]:
+        if kind == "sessions":
+            states = gru4rec.states(tuned, base.data, offer.users)
+            tuned = {"state": states, "out": tuned["out"], "bias": tuned["out_bias"]}
+            offer = Offer(jnp.arange(offer.users.shape[0]), offer.item)
+        return read_few(model, tuned, offer)
+
+    return Ranker(open_, clean, update, read)
 
 
 Kind = Literal["rows", "graph", "sessions"]
@@ -107,14 +111,21 @@ def of_pairs(model: Recommender) -> bool:
     return isinstance(_data_of(model), pairs.Data | lightgcn.Data)
 
 
-def _read_by(model: Recommender, kind: Kind, train: Interactions, few: Interactions, clicks: Array) -> Any:
-    """What the loss of a fine-tuning reads: the few clicks, in the world of all of them where the model has one."""
+def _read_by(
+    model: Recommender, kind: Kind, train: Interactions, few: Interactions, clicks: Array, replay: bool
+) -> Any:
+    """What the loss of a fine-tuning reads: the few clicks, in the world of all of them where the model has one.
+
+    Of replayed users these are the last clicks: the older ones are no negatives of theirs.
+    """
     data = model.prepare(few)
-    if kind == "rows":
+    if kind == "rows" and not replay:
         return data
     everything = model.prepare(_poisoned(train, clicks))
+    if kind == "rows":
+        return data._replace(lists=everything.lists)
     if kind == "graph":
-        return everything._replace(pairs=data.pairs)
+        return everything._replace(pairs=data.pairs._replace(lists=everything.pairs.lists))
     return data._replace(cumulative=everything.cumulative)  # of all clicks: whence the negatives are drawn
 
 

@@ -58,6 +58,11 @@ def ranker(
                 f"update={update!r}: {model.name} only counts and adds the clicks exactly; leave it out"
             )
         return popularity() if model.name == "itempop" else covisits(model)
+    if update == "replay" and model.name == "autorec":
+        raise ValueError(
+            'update="replay": autorec learns whole rows, and would learn from the last clicks of a user that there '
+            'were no others; use "poison" or "scratch"'
+        )
     if update == "scratch":
         return retrained(model)
     return tuned(model, update == "replay", epochs, batch)

@@ -315,16 +315,23 @@ def loss(
 
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data) -> Any:
-    """The state of every user after its whole session, and the output layer.
+    """The state of every user after its whole session, and the output layer."""
+    state = states(params, data, jnp.arange(data.start.shape[0] - 1))
+    return {"state": state, "out": params["out"], "bias": params["out_bias"]}
 
-    Users are read in blocks of about equal sessions, so the items read are at most the events and `BLOCK` times the
+
+def states(params: Any, data: Data, users: Int[Array, " B"]) -> Float[Array, "B H"]:
+    """The state of some users after their whole sessions, 0 of one without clicks.
+
+    Users are read in blocks of about equal sessions, so the items read are at most their events and `BLOCK` times the
     longest session.
     """
-    length = jnp.diff(data.start)
-    users, last = length.shape[0], data.item.shape[0] - 1
-    size = min(BLOCK, users)
+    begin = data.start[users]
+    length = data.start[users + 1] - begin
+    count, last = users.shape[0], data.item.shape[0] - 1
+    size = min(BLOCK, count)
     order = jnp.argsort(-length)
-    split = lambda of_user: jnp.pad(of_user[order], (0, -users % size)).reshape(-1, size)
+    split = lambda of_user: jnp.pad(of_user[order], (0, -count % size)).reshape(-1, size)
 
     def read(block):
         first, length = block
@@ -337,6 +344,5 @@ def embed(params: Any, x: Float[Array, "F I"], data: Data) -> Any:
         start = jnp.zeros((size, params["state"].shape[0]), params["out"].dtype)
         return lax.fori_loop(0, jnp.max(length), item, start)
 
-    sorted_ = lax.map(read, (split(data.start[:-1]), split(length)))
-    state = sorted_.reshape(-1, sorted_.shape[2])[jnp.argsort(order)]
-    return {"state": data.sound * state, "out": params["out"], "bias": params["out_bias"]}
+    sorted_ = lax.map(read, (split(begin), split(length)))
+    return data.sound * sorted_.reshape(-1, sorted_.shape[2])[jnp.argsort(order)]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 
 import bilevel
 from attacks import finetune
@@ -150,7 +151,9 @@ def test_many_sets_at_once_are_the_sets_one_by_one(popular, rng):
 
     @jax.jit
     def run(world, key):
-        alone = jnp.stack([box.judge(world, one, key).recnum for one in sets])
+        alone = jnp.stack(
+            [box.judge(world, one, key).recnum for one in sets]
+        )  # ItemPop's update draws nothing
         return box.rewards(world, sets, key).recnum, together.rewards(world, sets, key).recnum, alone
 
     first, second, third = run(world, jax.random.key(0))
@@ -163,7 +166,7 @@ def test_a_fixed_world_is_reused_and_named_in_the_records(popular, train, key):
     box, world = popular
     fixed = box.at(world)
     assert fixed.open(key, train, TARGET_IDS, FAKES) is world
-    assert fixed.config["world"] != box.at(world._replace(users=world.users + 1)).config["world"]
+    assert fixed.config["world"] != box.at(world._replace(base=world.base + 1)).config["world"]
 
 
 def test_recnum_is_at_most_eight_a_user_and_an_oracle_reaches_it(train, key):
@@ -180,23 +183,28 @@ def test_recnum_is_at_most_eight_a_user_and_an_oracle_reaches_it(train, key):
 
 
 def test_counting_some_users_is_unbiased_and_says_how_uncertain_it_is(train):
-    box = make(itempop(), users=5)
-    clicks = jnp.full((FAKES, CLICKS), 13)
-
-    @jax.jit
-    @jax.vmap
-    def estimate(key):
-        for_world, _ = jax.random.split(key)
-        world = box.open(for_world, train, TARGET_IDS, FAKES)
-        whole = make(itempop()).open(for_world, train, TARGET_IDS, FAKES)
-        return box.judge(world, clicks, key), box.judge(whole, clicks, key)
-
-    found, exact = estimate(jax.random.split(jax.random.key(0), 400))
+    box, whole = make(itempop(), users=5), make(itempop())
+    world = box.open(jax.random.key(1), train, TARGET_IDS, FAKES)
+    exact = whole.judge(world, POISON, jax.random.key(0))
+    found = jax.jit(jax.vmap(lambda key: box.judge(world, POISON, key)))(
+        jax.random.split(jax.random.key(0), 400)
+    )
     off = np.asarray(found.recnum - exact.recnum)
     assert np.std(off) > 0.5  # the candidates differ from user to user
     assert abs(np.mean(off)) < 4 * np.std(off) / 20
     np.testing.assert_allclose(np.mean(np.asarray(found.error) ** 2), np.var(off), rtol=0.25)
     assert not np.any(exact.error)
+    assert float(box.clean(world).recnum) == float(whole.clean(world).recnum)  # of everybody
+
+
+def test_every_call_draws_other_users_and_all_its_sets_the_same(train, popular):
+    _, world = popular
+    box = make(itempop(), users=5)
+    same = jnp.broadcast_to(POISON, (6, FAKES, CLICKS))
+    calls = jax.jit(lambda keys: lax.map(lambda key: box.rewards(world, same, key).recnum, keys))
+    found = np.asarray(calls(jax.random.split(jax.random.key(0), 20)))
+    assert np.all(found == found[:, :1])
+    assert len(set(found[:, 0].tolist())) > 2
 
 
 def test_alternating_beats_repeating_on_covisitation_by_brute_force(train, key):
@@ -242,6 +250,31 @@ def test_replay_mixes_in_the_last_clicks_of_as_many_real_users(train):
     np.testing.assert_array_equal(item[user >= USERS], np.asarray(POISON).ravel())
 
 
+def test_older_clicks_of_a_replayed_user_are_no_negatives_of_his(train):
+    new = finetune.events(POISON, first=USERS, items=ITEMS)
+    for name, pairs_of in (("bpr", lambda data: data), ("ngcf", lambda data: data.pairs)):
+        model, kind = RANKERS[name], finetune._kind(RANKERS[name])
+
+        @jax.jit
+        def read(key, model=model, kind=kind):
+            few = finetune.mixed(key, train, new, CLICKS)
+            return finetune._read_by(model, kind, train, few, POISON, replay=True)
+
+        data = pairs_of(read(jax.random.key(2)))
+        real = np.asarray(data.real)
+        user, start, item = (
+            np.asarray(data.user)[real],
+            np.asarray(data.lists.start),
+            np.asarray(data.lists.item),
+        )
+        older = 0
+        for one in np.unique(user[user < USERS]):
+            history = np.unique(np.asarray(train.item)[np.asarray(train.user) == one])
+            np.testing.assert_array_equal(item[start[one] : start[one + 1]], history)
+            older += len(np.setdiff1d(history, np.asarray(data.item)[real][user == one]))
+        assert older > 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("update", ["replay", "scratch"])
 def test_replay_moves_the_real_users_whose_clicks_it_mixes_in_and_scratch_trains_again(update, train, key):
@@ -272,6 +305,7 @@ def test_replay_moves_the_real_users_whose_clicks_it_mixes_in_and_scratch_trains
         ({"model": wrmf(epochs=2)}, 'update="scratch"'),
         ({"model": autorec(by="item", epochs=2)}, 'update="scratch"'),
         ({"model": bpr(), "update": "all"}, "'replay'"),
+        ({"model": autorec(), "update": "replay"}, "whole rows"),
         ({"model": bpr(), "ft_epochs": 0}, "ft_epochs"),
         ({"model": bpr(), "ft_batch": 0}, "ft_batch"),
         ({"model": autorec(), "ft_batch": 8}, "batches of clicks"),
