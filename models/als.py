@@ -145,8 +145,7 @@ def solve_rows(
     rows, D = clicks.shape[0], B.shape[1]
     gram = _ridge(B, l2) + B.T @ B
 
-    def solve(batch):
-        chosen, index, _ = cells.take(clicks, batch)
+    def solve(chosen: Cells, index):
         normal = gram + (weight - 1) * cells.moments(B, chosen)
         target = weight * cells.gather(B, chosen)
         if extra is not None:
@@ -157,10 +156,13 @@ def solve_rows(
 
     size = max(1, BLOCK // (D * D * B.dtype.itemsize))
     if rows <= size:
-        return solve(None)
-    slots = jnp.arange(-(-rows // size) * size, dtype=jnp.int32).reshape(-1, size)
-    solved = lax.map(lambda index: solve(bilevel.Batch(index, index < rows)), slots)
-    return solved.reshape(-1, D)[:rows]
+        return solve(clicks, slice(None))
+
+    def block(first):
+        at = jnp.minimum(first + jnp.arange(size), rows - 1)
+        return solve(cells.stretch(clicks, first, size), at)
+
+    return lax.map(block, jnp.arange(0, rows, size, dtype=jnp.int32)).reshape(-1, D)[:rows]
 
 
 def _ridge(B: Float[Array, "C D"], l2: float) -> Float[Array, "D D"]:

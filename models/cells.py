@@ -94,6 +94,18 @@ def take(cells: Cells, batch: Batch | None) -> tuple[Cells, Array | slice, Float
     return Cells(cells.dense[index] * real[:, None], None), index, real[:, None]
 
 
+def stretch(cells: Cells, first: Array, count: int) -> Cells:
+    """The rows `first`, ..., `first + count - 1`; those past the last row are empty."""
+    if cells.observed is not None:
+        return Cells(None, sparse.stretch(cells.observed, first, count))
+    assert cells.dense is not None
+    at = first + jnp.arange(count)
+    rows = cells.dense.shape[0]
+    return Cells(
+        cells.dense[jnp.minimum(at, rows - 1)] * (at < rows)[:, None].astype(cells.dense.dtype), None
+    )
+
+
 def turned(cells: Cells) -> Cells:
     """The same clicks with rows and columns exchanged."""
     return Cells(

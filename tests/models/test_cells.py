@@ -65,6 +65,13 @@ def test_a_batch_counts_its_real_rows_only(drawn, form):
 
 
 @pytest.mark.parametrize("form", FORMS)
+def test_a_stretch_is_neighboring_rows_and_empty_ones_past_the_last(drawn, form):
+    train, matrix, _, B, *_ = drawn
+    part = jax.jit(cells.stretch, static_argnums=2)(cells.build(train, form=form), jnp.array(R - 2), 4)
+    close(cells.gather(B, part), jnp.concatenate([matrix[R - 2 :] @ B, jnp.zeros((2, B.shape[1]))]))
+
+
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("slab", [1, 10**9])
 def test_moments_are_sums_of_outer_products(drawn, form, slab, monkeypatch):
     train, matrix, _, B, *_ = drawn

@@ -122,6 +122,26 @@ def test_select_keeps_exactly_the_chosen_rows(drawn, seed):
     close(sparse.spread_back(r, A[index], again), sparse.spread_back(r, A[index], part))
 
 
+@pytest.mark.parametrize("first", [0, 2, R - 2])
+def test_stretch_is_the_selection_of_neighboring_rows(drawn, first):
+    cells, _, A, B = drawn
+    at = first + jnp.arange(4)
+    mask = at < R
+    index = jnp.where(mask, at, 0)
+    part = jax.jit(sparse.stretch, static_argnums=2)(cells, jnp.array(first), 4)
+    chosen = sparse.select(cells, index, mask)
+    count = int(chosen.row_start[-1])
+    close(part.row_start, chosen.row_start)
+    close(part.col_start, chosen.col_start)
+    for ours, theirs in zip(part, chosen):
+        close(ours[:count], theirs[:count])
+    turn = lambda cells: jax.grad(
+        lambda B: jnp.sum(jnp.sin(sparse.spread(jnp.ones(cells.row.shape), B, cells)))
+    )(B)
+    close(turn(part), turn(chosen))
+    close(sparse.sampled(A[index], B, part), sparse.sampled(A[index], B, chosen))
+
+
 def test_turned_exchanges_rows_and_columns(drawn):
     cells, matrix, A, B = drawn
     other = sparse.turned(cells)
