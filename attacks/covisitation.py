@@ -198,10 +198,9 @@ def plan_rows(
     return _plan(
         train,
         targets,
-        covisits,
+        lambda over, target: _lists(covisits, over, targets, target, k - targets.size + 1),
         lambda n: n,
         normalization,
-        place=k - targets.size + 1,
         clicks=fakes,
         most=fakes,
         budget=fakes * budget,
@@ -229,10 +228,9 @@ def plan_clicks(
     return _plan(
         train,
         target[None],
-        lambda unit: sparse.spread(found.value, unit, found.pairs),
+        lambda over, _: _few_lists(found.pairs, over, target, k),
         lambda n: 2 * n if last else 2 * n + (-n // max(pairs, 1)),  # a profile ends with half a link
         normalization,
-        place=k,
         clicks=fakes * (pairs + last),
         most=fakes * pairs,
         budget=fakes * pairs,
@@ -242,26 +240,25 @@ def plan_clicks(
 def _plan(
     train: Interactions,
     targets: Int[Array, " T"],
-    covisits: Callable[[Float[Array, "I N"]], Float[Array, "I N"]],
+    lists: Callable[[Array, Array], tuple[Float[Array, " I"], Float[Array, "I T"]]],
     gain: Callable[[Int[Array, " I"]], Int[Array, " I"]],
     normalization: victim.Normalization,
     *,
-    place: int,
     clicks: int,
     most: int,
     budget: int,
 ) -> Plan:
     """Costs by bisection, the knapsack, and what is left of the budget.
 
-    `covisits` maps unit vectors of anchors to their columns of `w`; `gain` is g. A target is visited `clicks` times
-    more, an anchor can be given `most`, and all together get `budget`.
+    `lists` maps f of the items and the mask of the targets to `theta` and `w_at`; `gain` is g. A target is visited
+    `clicks` times more, an anchor can be given `most`, and all together get `budget`.
     """
     target = column_mask(targets, train.items)
     visits = train.popularity().astype(train.weight.dtype)
     over = lambda count: {"cosine": jnp.sqrt, "none": jnp.ones_like, "target": jnp.asarray}[normalization](
         jnp.maximum(count, 1)
     )
-    theta, have = _lists(covisits, over(visits), targets, target, place)
+    theta, have = lists(over(visits), target)
     need = (theta * (1 + MARGIN))[:, None] * over(visits[targets] + clicks)
     cost = least(lambda n: jnp.all(have + gain(n)[:, None] > need, axis=1), train.items, REACH)
     value = visits / jnp.maximum(jnp.sum(visits), 1)
@@ -288,6 +285,28 @@ def _lists(covisits, over: Float[Array, " I"], targets, target: Bool[Array, " I"
     theta, have = lax.map(block, jnp.arange(0, items, size))
     theta = jnp.full(items, -jnp.inf) if place > items else theta.reshape(-1)[:items]
     return theta, have.reshape(-1, targets.size)[:items]
+
+
+def _few_lists(pairs: sparse.Observed, over: Float[Array, " I"], target: Int[Array, ""], place: int):
+    """`_lists` of one target from the co-visits there are, a slot each; all other items are visited 0 times with it."""
+    items, slots = over.shape[0], pairs.row.shape[0]
+    real = jnp.arange(slots) < pairs.row_start[-1]
+    first = jnp.append(
+        True, (jnp.diff(pairs.row) != 0) | (jnp.diff(pairs.col) != 0)
+    )  # of the slots of a pair
+    run = jnp.cumsum(first) - 1
+    together = jnp.zeros(slots, over.dtype).at[run].add(real.astype(over.dtype))[run]
+    counts = real & first
+    have = jnp.zeros((items, 1), over.dtype)
+    have = have.at[pairs.row, 0].add(jnp.where(counts & (pairs.col == target), together, 0))
+    counts &= (pairs.col != target) & (pairs.col != pairs.row)
+    lost = jnp.where(counts, -together / over[pairs.col], jnp.inf)
+    _, lost = lax.sort((jnp.where(real, pairs.row, items), lost), num_keys=2)  # each row's best first
+    at = pairs.row_start[:-1] + place - 1
+    known = jnp.zeros(items, jnp.int32).at[pairs.row].add(counts.astype(jnp.int32))
+    beyond = jnp.where(place <= items - 2 + (jnp.arange(items) == target), 0.0, -jnp.inf)
+    theta = jnp.where(place <= known, -lost[jnp.minimum(at, slots - 1)], beyond)
+    return theta, have
 
 
 def least(holds: Callable[[Int[Array, " N"]], Bool[Array, " N"]], size: int, most: int) -> Int[Array, " N"]:

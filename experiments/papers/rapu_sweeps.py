@@ -1,6 +1,7 @@
-"""RAPU (Zhang et al., KDD 2021), Table 5 and Figs. 2-4 and 6: targets, what the attacker sees, proxies, list length.
+"""RAPU (Zhang et al., KDD 2021), Table 5 and Figs. 2-4, 6, 7: targets, what the attacker sees, proxies, list length.
 
-All against WRMF on MovieLens-100K at 3%. Cells run as in rapu.py.
+On MovieLens-100K at 3%, against WRMF; where data are removed (Figs. 2 and 7) against NCF and LightGCN too. Cells run as
+in rapu.py.
 """
 
 from __future__ import annotations
@@ -70,19 +71,20 @@ def table5_report(records: list[Record], folder: Path) -> Report:
     return Report("RAPU, Table 5: popularity of the targets", header, rows, notes, [picture])
 
 
-# -------------------------------------------------------------------------------------------------- Figs. 2-4, 6
+# ----------------------------------------------------------------------------------------------- Figs. 2-4, 6, 7
 
 SWEEPS: dict[str, list[dict[str, Any]]] = {
     "removed": [{"rho": rho, "pert": 0.0} for rho in (1.0, 0.9, 0.8, 0.7, 0.6)],
     "perturbed": [{"rho": 1.0, "pert": pert} for pert in (0.0, 0.05, 0.1, 0.15, 0.2)],
     "proxies": [{"budget": budget} for budget in (0, 20, 40, 60, 80, 100)],
-    "length": [{"lengths": [10, 20, 30, 40, 50]}],
+    "length": [{"lengths": [10, 20, 30, 40, 50, 100]}],
 }
 LINES = ("random", "top-popular", "revadv", "rapu-g", "rapu-r")
+PANELS = (*((sweep, "WRMF") for sweep in SWEEPS), ("removed", "NCF"), ("removed", "LightGCN"))
 
 
 def figs_cells(quick: bool) -> list[Spec]:
-    """Sweeps over what is removed, what is false, the proxies and the length of the list; WRMF, 3%."""
+    """Sweeps over what is removed, what is false, the proxies and the length of the list; WRMF first."""
     names, seeds = (("random", "rapu-r"), 1) if quick else (LINES, 3)
     return [
         {
@@ -91,45 +93,41 @@ def figs_cells(quick: bool) -> list[Spec]:
             "attack": name,
             "seed": seed,
             "sweep": sweep,
-            "victims": ["WRMF"],
+            "victims": [victim],
             **at,
         }
         for seed in range(seeds)
-        for sweep, values in SWEEPS.items()
+        for sweep, victim in (PANELS[: len(SWEEPS)] if quick else PANELS)
         for name in names
-        for at in values
+        for at in SWEEPS[sweep]
     ]
 
 
 def figs_report(records: list[Record], folder: Path) -> Report:
-    """One panel a sweep."""
-    header, rows = ["sweep", "at", "attack", "seeds", "HR ours"], []
-    made, axes = report.figure(2, 2)
-    for axis, (sweep, values) in zip(axes.flat, SWEEPS.items(), strict=True):
+    """One panel a sweep and victim."""
+    header, rows = ["sweep", "victim", "at", "attack", "seeds", "HR ours"], []
+    made, axes = report.figure(2, 3)
+    for axis, (sweep, victim) in zip(axes.flat, PANELS, strict=True):
         for attack in LINES:
             points: dict[float, list[float]] = {}
-            for at in values:
+            for at in SWEEPS[sweep]:
                 for k in at.get("lengths", [K]):
-                    found = hits(records, at=k, attack=attack, sweep=sweep, **at).get("WRMF", {})
+                    found = hits(records, at=k, attack=attack, sweep=sweep, **at).get(victim, {})
                     if found:
                         points[k if "lengths" in at else _at(sweep, at)] = list(found.values())
             for place, found in points.items():
-                rows.append([sweep, f"{place:g}", attack, str(len(found)), report.interval(found, 4, "mean")])
+                shown = report.interval(found, 4, "mean")
+                rows.append([sweep, victim, f"{place:g}", attack, str(len(found)), shown])
             if points:
-                axis.plot(
-                    list(points),
-                    [np.mean(found) for found in points.values()],
-                    "o-",
-                    label=attack,
-                    markersize=4,
-                )
-        axis.set(xlabel=sweep, ylabel="target HR")
+                means = [np.mean(found) for found in points.values()]
+                axis.plot(list(points), means, "o-", label=attack, markersize=4)
+        axis.set(xlabel=sweep, ylabel="target HR", title=victim)
     axes[0, 0].legend(frameon=False, fontsize=7)
     notes = [
         "means over seeds with 95% bootstrap intervals; the paper has these as figures only, without numbers"
     ]
     return Report(
-        "RAPU, Figs. 2, 3, 4 and 6", header, rows, notes, [report.save(made, folder / "rapu-figs.png")]
+        "RAPU, Figs. 2, 3, 4, 6 and 7", header, rows, notes, [report.save(made, folder / "rapu-figs.png")]
     )
 
 
@@ -152,7 +150,7 @@ STUDIES = (
     ),
     Study(
         "rapu-figs",
-        "RAPU, Figs. 2-4 and 6: removal, perturbation, proxies and list length",
+        "RAPU, Figs. 2-4, 6, 7: removal, perturbation, proxies and list length",
         figs_cells,
         run,
         figs_report,

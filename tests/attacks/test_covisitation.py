@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attacks
-from attacks.covisitation import knapsack, least, plan_clicks, plan_rows
+from attacks.covisitation import _few_lists, _lists, knapsack, least, plan_clicks, plan_rows
 from models import covisitation as victim
 from models import sparse
 from models.data import Interactions, inject
@@ -111,6 +111,22 @@ def test_one_co_visit_less_does_not_do():
                 assert above >= K
                 checked += 1
     assert checked > 20
+
+
+@pytest.mark.parametrize("place", [1, 2, 4, ITEMS - 2, ITEMS - 1, ITEMS + 3])
+def test_what_a_target_has_to_beat_is_the_same_from_the_pairs_there_are(place):
+    @jax.jit
+    def both(train, target, over):
+        found = victim.prepare(train, normalization="none", history=1)
+        covisits = lambda unit: sparse.spread(found.value, unit, found.pairs)
+        dense = _lists(covisits, over, target[None], jnp.arange(ITEMS) == target, place)
+        return dense, _few_lists(found.pairs, over, target, place)
+
+    for seed in range(10):
+        over = jnp.asarray(1 + np.random.default_rng(seed).random(ITEMS), jnp.float32)
+        dense, few = both(visits(seed), jnp.int32(seed % ITEMS), over)
+        np.testing.assert_allclose(few[0], dense[0], rtol=1e-6)
+        np.testing.assert_array_equal(few[1], dense[1])
 
 
 def test_sequences_alternate_and_one_target_is_drawn(key):

@@ -37,18 +37,19 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
     found = [rapu_record(spec) for spec in rapu.table2_cells(False) if spec["data"] == "ml"]
     made = rapu.table2_report(found, tmp_path)
     row = next(r for r in made.rows if r[:4] == ["ml", "WRMF", "rapu-g", "3%"])
-    assert row[5].startswith("0.2010")
+    assert row[5].startswith("0.2020")
     assert row[6] == "0.0950"
     assert next(r for r in made.rows if r[:3] == ["ml", "NCF", "none"])[6] == "0.0814"
     claims = "\n".join(made.notes)
-    assert "ml, WRMF, 3%: rapu-g > revadv: +0.100 (3 seeds)" in claims
-    assert "rapu-r > top-popular: +0.000 (3 seeds)" in claims
+    assert "ml, WRMF, 3%: rapu-g > revadv: +0.100 (5 seeds)" in claims
+    assert "ml, NCF, 3%: rapu-g > revadv: +0.100 (3 seeds)" in claims
+    assert "rapu-r > top-popular: +0.000 (5 seeds)" in claims
     assert all(Path(picture).stat().st_size > 1000 for picture in made.pictures)
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
     cells = rapu.table2_cells(False)
-    assert [spec["victims"] for spec in cells[:33]] == [["WRMF"]] * 33
+    assert [spec["victims"] for spec in cells[:56]] == [["WRMF"]] * 55 + [["NCF"]]
     assert {spec["victims"][0] for spec in cells} == {"WRMF", "NCF", "LightGCN"}
     assert cells[0] == {
         "study": "rapu-table2",
@@ -67,8 +68,9 @@ def test_rapu_sweeps(module, tmp_path):
     assert row[2].endswith("/ 0.6080")
     made = module.figs_report([rapu_record(spec) for spec in module.figs_cells(False)], tmp_path)
     assert {r[0] for r in made.rows} == set(module.SWEEPS)
-    lengths = [r[1] for r in made.rows if r[0] == "length" and r[2] == "random"]
-    assert lengths == ["10", "20", "30", "40", "50"]
+    lengths = [r[2] for r in made.rows if r[0] == "length" and r[3] == "random"]
+    assert lengths == ["10", "20", "30", "40", "50", "100"]
+    assert {r[1] for r in made.rows if r[0] == "removed"} == {"WRMF", "NCF", "LightGCN"}
 
 
 def test_the_views_and_targets_of_a_rapu_cell(data_dir):
