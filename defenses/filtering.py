@@ -25,9 +25,9 @@ from models.recommender import Recommender, numbers
 
 
 def flagged(scores: Float[np.ndarray, " U"], level: float = 0.05) -> Bool[np.ndarray, " U"]:
-    """The share `level` of users with the highest scores; of equal ones those with the highest id.
+    """The share `level` of users with the highest scores; of equal ones those of a fixed lot, whatever their ids.
 
-    Injected users come last, so ties are decided against them; where all scores are equal nothing is learned.
+    Injected users come last in data made here: a rule by id would know who they are.
 
     Args:
         scores: one a user, higher is more suspicious.
@@ -39,12 +39,13 @@ def flagged(scores: Float[np.ndarray, " U"], level: float = 0.05) -> Bool[np.nda
     Raises:
         ValueError: a level outside its range.
 
-    >>> flagged(np.array([0.1, 0.9, 0.5, 0.5]), 0.5).tolist()
+    >>> flagged(np.array([0.1, 0.9, 0.5, 0.6]), 0.5).tolist()
     [False, True, False, True]
     """
     if not 0 <= level <= 1:
         raise ValueError(f"flagged: level={level}; expected a share in [0, 1]")
-    order = np.lexsort((np.arange(scores.size), scores))
+    lot = np.random.default_rng(0).permutation(scores.size)
+    order = np.lexsort((lot, scores))
     found = np.zeros(scores.size, bool)
     found[order[scores.size - round(level * scores.size) :]] = True
     return found
@@ -73,9 +74,9 @@ def filtered(
     **Differs from the paper:** the literature removes as many users as there are fakes, which nobody knows.
 
     >>> from defenses.detectors import duplicate
-    >>> left, users = filtered(Interactions.from_arrays([0, 1, 2], [0, 1, 1]), duplicate, level=0.67)
+    >>> left, users = filtered(Interactions.from_arrays([0, 1, 2], [1, 0, 1]), duplicate, level=0.67)
     >>> users.tolist(), int(left.count)
-    ([False, True, True], 1)
+    ([True, False, True], 1)
     """
     users = flagged(detector(train), level)
     return without(train, users), users

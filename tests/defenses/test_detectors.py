@@ -139,6 +139,12 @@ def test_a_level_flags_its_share_of_a_clean_set(seed, level):
         assert scores[users].min() >= scores[~users].max()
 
 
+def test_equal_scores_are_decided_by_lot_and_not_by_who_was_injected_last():
+    users = flagged(np.zeros(1000), 0.05)
+    assert users.sum() == 50
+    assert users[-100:].sum() < 15  # by id it would be 50
+
+
 def test_a_filter_takes_the_events_of_whom_it_flags(rng):
     train = world(rng)
     left, users = filtered(train, detectors.rdma, level=0.05)
