@@ -7,10 +7,15 @@ examples*, SIGIR 2023, eqs 10-13. With a trained NCR (see reasoner.py), for each
     h_m = mean of the visible users' vectors, and noise
     H = greedily B items j that raise  sum_t cos(OR(chain(H, j), EVENT(h_m, q_t + eps_t)), 1)           (13)
     h_m climbs the same, then H again;   profile m = H and the targets
+
+and eps_t is good for everybody if
+
+    sum over U and m of cos(clause(u; q_t + eps_t), 1)  >=  the same of q_t                              (12)
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax import lax
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from attacks.attack import Attack
 from attacks.objective import Goal
@@ -26,9 +31,9 @@ from attacks.rapu_r import most_clicked
 from attacks.reasoner import reasoner
 from attacks.threat import ThreatModel
 from models import ncr
-from models.data import Interactions, Profiles
+from models.data import Interactions, Profiles, inject
 from models.explain.explanation import Explanations
-from models.recommender import Recommender, counts, numbers
+from models.recommender import Recommender, counts, given, numbers
 from models.train import fit
 
 
@@ -54,6 +59,9 @@ def hcars(
     refine: int = 10,
     refine_rate: float = 1e-2,
     noise: float = 0.1,
+    enforce: bool = False,
+    refit_every: int | None = None,
+    refit_epochs: int | None = None,
     goal: Goal = "promote",
 ) -> Attack:
     """H-CARS: fake users whose items, in the surrogate's logic, imply the targets.
@@ -70,22 +78,31 @@ def hcars(
         rounds: how often H is chosen, >= 1; between two of them h_m climbs.
         refine, refine_rate: steps, >= 0, and rate, > 0, of Adam on h_m.
         noise: standard deviation of what is added to h_m, in that of the users' vectors, >= 0.
+        enforce: keep an eps_t only where inequality 12 holds, over all visible users and the fake user; elsewhere it
+            is 0 and H is chosen again.
+        refit_every: fake users after which the surrogate learns on, from where it is, from the visible users and the
+            fake users made so far, >= 1; None: never.
+        refit_epochs: passes over the data each time, >= 1; None: 3. Only with `refit_every`.
         goal: "promote"; it serves no other.
 
     Returns:
         An attack of one step, on clicks; `knowledge="interactions"`. Its metrics: `before` and `after`, mean similarity
-        of the targets to true without and with eps; `accepted`, share of fake users for whom inequality 12 holds;
-        `objective` of eq. 13; `jaccard`, mean over pairs of fake users.
+        of the targets to true over V without and with eps; `accepted`, share of pairs of a fake user and a target for
+        which inequality 12 holds; `objective` of eq. 13; `jaccard`, mean over pairs of fake users. Without
+        `refit_every` fake users do not depend on each other: the first n of F are an attack with n.
 
     Raises:
-        TypeError, ValueError: an argument of the wrong kind or out of its range; a surrogate that is not NCR.
+        TypeError, ValueError: an argument of the wrong kind, out of its range or without a use; a surrogate that is
+            not NCR.
 
     Reference: Chen et al., SIGIR 2023, eqs 10-13.
 
     **Differs from the paper:** of which no code was found. Eq. 11 has no bound, and a cosine lets eps grow for ever:
     rho. It is written for one user and one target: the mean over V, each target its own eps. The vector of a new user
-    is not in an attacker's hands; it serves to choose H. The surrogate is not trained again between fake users, and
-    inequality 12 is reported, not enforced. B does not count the targets.
+    is not in an attacker's hands; it serves to choose H, and where the surrogate learns on, it is where the fake user
+    starts. "Included into U' and Y in each iteration" does not say how often and how long the surrogate is trained:
+    by default it is not. A refit begins Adam anew. Inequality 12 is reported; the paper does not say what happens
+    where it fails. Its U' is the fake user at hand. B does not count the targets.
 
     **How it is detected and what mitigates it:** greedy choices for like targets give like profiles (see `jaccard`):
     near duplicates and dense neighborhoods. The explanations are what it feeds on: limit how many an account may ask
@@ -98,16 +115,8 @@ def hcars(
     [5.0, 5.0]
     """
     config = {**locals()}
-    counts("hcars", users=users, rounds=rounds)
-    numbers("hcars", 0, rho=rho, noise=noise, climb=climb, refine=refine)
-    numbers("hcars", 0, open_end=True, learning_rate=learning_rate, refine_rate=refine_rate, pool=pool)
-    if pool > 1:
-        raise ValueError(f"hcars: pool={pool!r}; expected a share in (0, 1]")
-    if goal != "promote":
-        raise ValueError(f"hcars: goal={goal!r}; it makes sentences about targets true, so 'promote' only")
     model = reasoner() if surrogate is None else surrogate
-    if model.name not in ("ncr", "reasoner"):
-        raise ValueError(f"hcars: surrogate={model!r}; expected attacks.reasoner(...) or models.ncr.ncr(...)")
+    _check(config, model)
     threat = ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions")
 
     def init(key: Key[Array, ""], train: Interactions, targets: Int[Array, " T"], initial=None) -> State:
@@ -116,25 +125,36 @@ def hcars(
         return State(fit(model, train, for_fit).embedding, rows, for_craft)
 
     def step(state: State, train: Interactions, targets: Int[Array, " T"], test=None):
-        params, clauses = state.embedding["params"], state.embedding["clause"]
-        some = min(users, train.users)
+        some, real = min(users, train.users), slice(0, train.users)
         candidates = most_clicked(train, targets, max(int(pool * train.items), budget))
-        mean, spread = jnp.mean(params["user"], 0), noise * jnp.std(params["user"])
 
-        def one(key):
+        def one(embedding, key):
+            params = embedding["params"]
+            everybody = params["user"][real], embedding["clause"][real]
             for_users, for_noise = jax.random.split(key)
             seen = jax.random.permutation(for_users, train.users)[:some]
-            h = mean + spread * jax.random.normal(for_noise, mean.shape)
-            views = params["user"][seen], clauses[seen]
+            mean, spread = jnp.mean(everybody[0], 0), noise * jnp.std(everybody[0])
+            start = mean + spread * jax.random.normal(for_noise, mean.shape)
+            views = everybody[0][seen], everybody[1][seen]
             moved, before, after = ideal(params, views, targets, rho, learning_rate, climb)
-            chosen = jnp.zeros((budget,), jnp.int32)
-            for number in range(rounds):
-                chosen, value = greedy(params, h, moved, candidates, budget)
-                if number + 1 < rounds:
-                    h = climbed(params, h, moved, chosen, refine, refine_rate)
-            return chosen, {"before": before, "after": after, "accepted": after > before, "objective": value}
+            climber = rounds, refine, refine_rate
+            profile = lambda moved: in_rounds(params, start, moved, candidates, budget, climber)
+            made = profile(moved)
+            holds = better(params, everybody, made[:2], targets, moved)
+            if enforce:
+                kept = jnp.where(holds[:, None], moved, params["item"][targets])
+                made = lax.cond(jnp.all(holds), lambda: made, lambda: profile(kept))
+            h, chosen, value = made
+            said = {"before": before, "after": after, "accepted": jnp.mean(holds.astype(float))}
+            return chosen, h, said | {"objective": value}
 
-        chosen, said = lax.map(one, jax.random.split(state.key, state.rows.shape[0]))
+        keys = jax.random.split(state.key, state.rows.shape[0])
+        if refit_every is None or refit_every >= len(keys):  # nobody would be made after the first refit
+            chosen, _, said = lax.map(lambda key: one(state.embedding, key), keys)
+        else:
+            key = jax.random.fold_in(state.key, 1)
+            refit = Refit(model, train, targets, budget, refit_epochs or 3, key)
+            chosen, said = in_turn(refit, one, state.embedding, keys, refit_every)
         rows = jax.vmap(lambda row, items: row.at[items].set(1))(state.rows, chosen)
         told = {name: jnp.mean(values.astype(float)) for name, values in said.items()}
         return state._replace(rows=rows), told | {"jaccard": _jaccard(rows)}
@@ -143,6 +163,27 @@ def hcars(
         return Profiles.from_rows(state.rows, targets, clicks_targets=True, width=budget + targets.size)
 
     return Attack("hcars", config, threat, 1, init, step, finish, show=("objective", "accepted"))
+
+
+def _check(config: dict[str, Any], model: Recommender) -> None:
+    positive, ranged = ("learning_rate", "refine_rate", "pool"), ("rho", "noise", "climb", "refine")
+    value = config.__getitem__
+    counts("hcars", **{name: value(name) for name in ("users", "rounds")})
+    counts("hcars", **given(refit_every=value("refit_every"), refit_epochs=value("refit_epochs")))
+    numbers("hcars", 0, **{name: value(name) for name in ranged})
+    numbers("hcars", 0, open_end=True, **{name: value(name) for name in positive})
+    if value("pool") > 1:
+        raise ValueError(f"hcars: pool={value('pool')!r}; expected a share in (0, 1]")
+    if not isinstance(value("enforce"), bool):
+        raise TypeError(f"hcars: enforce={value('enforce')!r}; expected True or False")
+    if value("refit_every") is None and value("refit_epochs") is not None:
+        raise ValueError(f"hcars: refit_epochs={value('refit_epochs')} has no use without refit_every")
+    if value("goal") != "promote":
+        raise ValueError(
+            f"hcars: goal={value('goal')!r}; it makes sentences about targets true, so 'promote' only"
+        )
+    if model.name not in ("ncr", "reasoner"):
+        raise ValueError(f"hcars: surrogate={model!r}; expected attacks.reasoner(...) or models.ncr.ncr(...)")
 
 
 # ------------------------------------------------------------------------------------------------ the steps
@@ -218,6 +259,28 @@ def greedy(
     return chosen.astype(jnp.int32), values[-1] if budget else value(chain)
 
 
+def in_rounds(
+    params: Any,
+    h: Float[Array, " D"],
+    moved: Float[Array, "T D"],
+    candidates: Int[Array, " C"],
+    budget: int,
+    climber: tuple[int, int, float],
+) -> tuple[Float[Array, " D"], Int[Array, " B"], Float[Array, ""]]:
+    """A fake user's vector, items and objective: H is chosen in each round, and between two of them h_m climbs.
+
+    Args:
+        params, h, moved, candidates, budget: as in `greedy`.
+        climber: rounds, and the steps and rate of h_m.
+    """
+    rounds, steps, rate = climber
+    chosen, value = greedy(params, h, moved, candidates, budget)
+    for _ in range(rounds - 1):
+        h = climbed(params, h, moved, chosen, steps, rate)
+        chosen, value = greedy(params, h, moved, candidates, budget)
+    return h, chosen, value
+
+
 def climbed(
     params: Any,
     h: Float[Array, " D"],
@@ -244,6 +307,107 @@ def climbed(
         return (h + update, state), None  # pyright: ignore[reportOperatorIssue]
 
     return lax.scan(move, (h, adam.init(h)), None, length=steps)[0][0]
+
+
+def better(
+    params: Any,
+    everybody: tuple[Float[Array, "U D"], Float[Array, "U D"]],
+    fake: tuple[Float[Array, " D"], Int[Array, " B"]],
+    targets: Int[Array, " T"],
+    moved: Float[Array, "T D"],
+) -> Bool[Array, " T"]:
+    """Inequality 12 for each target: summed over the real users and the fake one, `q_t + eps_t` is as true as `q_t`.
+
+    Args:
+        params: of NCR.
+        everybody: vectors and clauses of the real users.
+        fake: vector and items of the fake user.
+        targets: item ids.
+        moved: `q_t + eps_t`.
+    """
+    system, (h, chosen) = ncr.logic_of(params), fake
+    chain = jnp.zeros_like(h)[None]
+    if chosen.shape[0]:
+        premises = ncr.event(params, h, params["item"][chosen])
+        chain, _ = ncr.clause(system, premises[None], jnp.ones((1, chosen.shape[0]), bool))
+
+    def truth(q: Float[Array, " D"]) -> Array:
+        of = lambda h, so_far: ncr.cosine(system.either(so_far, ncr.event(params, h, q)), system.true)
+        return jnp.sum(of(*everybody)) + jnp.sum(of(h[None], chain))
+
+    return lax.map(lambda pair: truth(pair[0]) >= truth(pair[1]), (moved, params["item"][targets]))
+
+
+# ------------------------------------------------------------------------------------------------ learning on
+
+
+class Refit(NamedTuple):
+    """What the surrogate learns on with: itself, the visible data, targets and B of the fake users, epochs, a key."""
+
+    model: Recommender
+    train: Interactions
+    targets: Int[Array, " T"]
+    budget: int
+    epochs: int
+    key: Key[Array, ""]
+
+
+def in_turn(
+    refit: Refit, one: Callable[[Any, Array], Any], embedding: Any, keys: Key[Array, " F"], every: int
+) -> tuple[Int[Array, "F B"], dict[str, Array]]:
+    """Fake users in groups of `every`; after each group the surrogate learns from all that there are.
+
+    Args:
+        refit: of the surrogate.
+        one: `(embedding, key) -> (items, vector, metrics)` of a fake user.
+        embedding: of the surrogate trained on the visible users; theirs come first in its tables.
+        keys: one a fake user.
+        every: size of a group, below F.
+    """
+    real, items, F = refit.train.users, refit.train.items, keys.shape[0]
+    groups = -(-F // every)
+    users = embedding["params"]["user"]
+    room = jnp.broadcast_to(jnp.mean(users, 0), (F, users.shape[1]))  # a row for each, filled when it is made
+    params = {**embedding["params"], "user": jnp.concatenate([users, room])}
+    rows = jnp.zeros((F, items)).at[:, refit.targets].set(1)
+
+    def group(carry, number):
+        embedding, rows = carry
+        at = number * every + jnp.arange(every)
+        chosen, h, said = lax.map(lambda key: one(embedding, key), keys[jnp.minimum(at, F - 1)])
+        rows = rows.at[at[:, None], chosen].set(1, mode="drop")
+        params = embedding["params"]
+        params = {**params, "user": params["user"].at[real + at].set(h, mode="drop")}
+        made = jnp.where((jnp.arange(F) < (number + 1) * every)[:, None], rows, 0)
+        embedding = lax.cond(
+            number + 1 < groups,
+            lambda: learned(refit, params, made, jax.random.fold_in(refit.key, number)),
+            lambda: {**embedding, "params": params},
+        )
+        return (embedding, rows), (chosen, said)
+
+    start = {"params": params, "clause": jnp.pad(embedding["clause"], ((0, F), (0, 0)))}
+    _, (chosen, said) = lax.scan(group, (start, rows), jnp.arange(groups))
+    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:F], (chosen, said))
+
+
+def learned(refit: Refit, params: Any, rows: Float[Array, "F I"], key: Key[Array, ""]) -> Any:
+    """What scores read of the surrogate after `epochs` more on the visible users and these fake ones.
+
+    Args:
+        refit: what it learns on with.
+        params: of the surrogate, with a row for each of the F fake users.
+        rows: their clicks; those not made yet have none.
+        key: of the order of clicks and of the negatives.
+    """
+    profiles = Profiles.from_rows(rows, refit.targets, width=refit.budget + refit.targets.size)
+    poisoned, nobody = inject(refit.train, profiles), jnp.zeros((0, refit.train.items))
+    data = refit.model.prepare(poisoned)
+    inner = refit.model.trainer(poisoned.users, poisoned.items, 0, poisoned.capacity)
+    move = lambda step, state: inner.step(state, nobody, data, inner.context(key, step))[0]
+    begin = inner.init(params, nobody, data, key)
+    end = lax.fori_loop(0, refit.epochs * inner.steps_per_epoch, move, begin)
+    return refit.model.embed(end.params, nobody, data)
 
 
 def _jaccard(rows: Float[Array, "F I"]) -> Float[Array, ""]:

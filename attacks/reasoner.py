@@ -23,6 +23,7 @@ from jaxtyping import Array, Float
 
 from bilevel import with_loss
 from models import ncr
+from models.data import Interactions
 from models.explain.explanation import Explanations
 from models.recommender import Recommender, counts, numbers, one_of
 
@@ -135,3 +136,42 @@ def _cost(whole: Array, without: Array, true: Array, loss: Disagreement) -> Arra
     if loss == "contrast":
         return jax.nn.softplus(ncr.SCALE * alike)
     return -jnp.log(jnp.maximum((1 + alike) / 2, 1e-6))
+
+
+def as_negatives(train: Interactions, explanations: Explanations) -> Interactions:
+    """What an attack that knows no reasoning learns from explanations: the clicks of their sets count as not clicked.
+
+    A recommender of clicks takes what a user has not clicked for its negatives, drawn or weighed, and popularity
+    counts clicks, so that this one view serves every surrogate and every heuristic (host only).
+
+    Args:
+        train: what the attacker sees.
+        explanations: about its users; those without a set change nothing, and so do clicks it does not see.
+
+    Returns:
+        The same users and items, without the (user, item) pairs of the sets.
+
+    Raises:
+        ValueError: explanations of users that the data do not have.
+
+    Reference: Chen et al., SIGIR 2023, section 5.2: counterfactuals are "also used as negative samples for DL-Attack,
+    RAPU-R, and Bandwagon".
+
+    **Differs from the paper:** which says no more than that. Its counterfactual is a set of clicks, so these are the
+    negatives. The other reading, that the explained item is one for the user without the set, tells a recommender
+    without premises nothing: that item is not clicked anyway.
+
+    >>> from models.explain.explanation import made
+    >>> train = Interactions.from_arrays([0, 0, 1], [2, 3, 3], items=5)
+    >>> as_negatives(train, made(np.array([0]), np.array([4]), [[3]], np.array([1]))).dense().tolist()
+    [[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
+    """
+    who = np.asarray(explanations.user)
+    if np.any((who < 0) | (who >= train.users)):
+        raise ValueError(
+            f"as_negatives: explanations of users {who.min()}..{who.max()}; the data have 0..{train.users - 1}"
+        )
+    code = lambda user, item: np.asarray(user, np.int64) * train.items + np.asarray(item, np.int64)
+    there = explanations.removed >= 0
+    gone = code(np.broadcast_to(who[:, None], there.shape)[there], explanations.removed[there])
+    return train.select(train.real() & ~np.isin(code(train.user, train.item), gone))

@@ -1,13 +1,15 @@
 """H-CARS: the sign of the counterfactual loss, the bounded ideal item, the greedy profile, and what it is told."""
 
+import importlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attacks
-from attacks.hcars import collect, greedy, ideal
-from attacks.reasoner import Asked, disagreement, reasoner
+from attacks.hcars import Refit, better, collect, greedy, ideal, in_turn, learned
+from attacks.reasoner import Asked, as_negatives, disagreement, reasoner
 from models import ncr
 from models.data import Interactions
 from models.explain.explanation import made
@@ -147,6 +149,131 @@ def test_it_reports_what_it_did(train):
     assert 0 <= float(history["accepted"][0]) <= 1
 
 
+def everybody(params, train):
+    model = ncr.ncr(**SMALL)
+    return params["user"], model.embed(params, jnp.zeros((0, I)), model.prepare(train))["clause"]
+
+
+def test_inequality_12_is_its_sum_over_the_real_users_and_the_fake_one(x64, train, params):
+    """The sums by the definition; of three perturbations of two targets some pass and some do not."""
+    views, fake = everybody(params, train), (jnp.ones(4), jnp.array([1, 5, 8]))
+    system, targets = ncr.logic_of(params), jnp.array([2, 7])
+    q = params["item"][targets]
+    rule = jax.jit(lambda moved: better(params, views, fake, targets, moved))
+    truth = lambda h, chain, x: float(ncr.cosine(system.either(chain, ncr.event(params, h, x)), system.true))
+    chain = None
+    for j in (1, 5, 8):
+        part = system.negation(ncr.event(params, fake[0], params["item"][j]))
+        chain = part if chain is None else system.either(chain, part)
+    seen = set()
+    for number in range(3):
+        moved = q + jax.random.normal(jax.random.key(number), q.shape)
+        total = lambda x: sum(truth(h, c, x) for h, c in zip(*views, strict=True)) + truth(fake[0], chain, x)
+        expected = [total(moved[t]) >= total(q[t]) for t in range(2)]
+        assert rule(moved).tolist() == expected
+        seen |= set(expected)
+    assert seen == {True, False}
+    assert rule(q).tolist() == [True, True]
+
+
+SPENT = {"fakes": 3, "budget": 3, "climb": 25, "refine": 2, "learning_rate": 0.5, "rho": 3.0}
+
+
+@pytest.mark.slow
+def test_enforced_an_eps_that_fails_is_none(x64, train, monkeypatch):
+    """Where the inequality holds nothing changes; where it fails for both targets it is the attack without an eps."""
+    targets, module = jnp.array([2, 7]), importlib.import_module("attacks.hcars")
+    run = lambda **more: attacks.hcars(ncr.ncr(**SMALL), **{**SPENT, **more}).trace(KEY, train, targets)
+    free, told = run()
+    none, _ = run(rho=0.0)
+    assert not np.array_equal(free.to_rows(), none.to_rows())
+    assert float(told["accepted"][0]) == 1
+    np.testing.assert_array_equal(run(enforce=True)[0].to_rows(), free.to_rows())
+    monkeypatch.setattr(module, "better", lambda *_: jnp.array([False, False]))
+    held, told = run(enforce=True)
+    np.testing.assert_array_equal(held.to_rows(), none.to_rows())
+    assert float(told["accepted"][0]) == 0
+    np.testing.assert_array_equal(run()[0].to_rows(), free.to_rows())  # reported, not enforced
+
+
+def test_in_turn_shows_each_group_what_was_made_before(train, params, monkeypatch):
+    """Groups of two, of five fake users: each reads the surrogate that learned from all earlier groups."""
+    model = ncr.ncr(**SMALL)
+    refit = Refit(model, train, jnp.array([2, 7]), 2, 1, KEY)
+    start = {"params": params, "clause": jnp.zeros((U, 4))}
+
+    def relearned(refit, params, rows, key):
+        clicks = jnp.sum(rows)  # what it was given, told to the next group in place of a training
+        return {"params": params, "clause": jnp.full((U + 5, 4), clicks)}
+
+    def one(embedding, key):
+        known = embedding["params"]["user"][U:, 0]
+        return (
+            jnp.array([0, 1]),
+            jnp.full(4, 9.0),
+            {"saw": embedding["clause"][0, 0], "nines": jnp.sum(known == 9)},
+        )
+
+    monkeypatch.setattr(importlib.import_module("attacks.hcars"), "learned", relearned)
+    chosen, said = jax.jit(lambda: in_turn(refit, one, start, jax.random.split(KEY, 5), 2))()
+    assert chosen.shape == (5, 2)
+    assert said["saw"].tolist() == [0, 0, 8, 8, 16]  # two targets and two items each
+    assert said["nines"].tolist() == [0, 0, 2, 2, 4]
+
+
+@pytest.mark.slow
+def test_learning_on_is_a_fit_of_the_injected_data(x64, train, params):
+    """The same steps by hand: the poisoned data, Adam anew, the surrogate's own batches."""
+    rows = np.zeros((2, I))
+    rows[0, [2, 7, 4]] = 1
+    model, targets = ncr.ncr(**SMALL), jnp.array([2, 7])
+    grown = {**params, "user": jnp.concatenate([params["user"], jnp.ones((2, 4))])}
+    dense = np.concatenate([np.asarray(train.dense()), rows])
+    expected = Interactions.from_dense(dense, capacity=train.capacity + 2 * 3)
+    found = jax.jit(lambda: learned(Refit(model, train, targets, 1, 2, KEY), grown, jnp.asarray(rows), KEY))()
+    inner = model.trainer(U + 2, I, 0, expected.capacity)
+    data, nobody = model.prepare(expected), jnp.zeros((0, I))
+    state = inner.init(grown, nobody, data, KEY)
+    step = jax.jit(lambda n, state: inner.step(state, nobody, data, inner.context(KEY, n))[0])
+    for n in range(2 * inner.steps_per_epoch):
+        state = step(n, state)
+    for a, b in zip(jax.tree.leaves(found["params"]), jax.tree.leaves(state.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-9)
+    assert np.abs(np.asarray(found["params"]["user"][U] - 1)).max() > 1e-4  # a fake user learns too
+
+
+@pytest.mark.slow
+def test_refits_change_later_fake_users_only(train):
+    targets, surrogate = jnp.array([2, 7]), ncr.ncr(**{**SMALL, "learning_rate": 0.05})
+    run = lambda **more: attacks.hcars(surrogate, **SPENT, **more)(KEY, train, targets).to_rows()
+    plain, again = run(), run(refit_every=2, refit_epochs=5)
+    np.testing.assert_array_equal(plain[:2], again[:2])
+    assert not np.array_equal(plain[2:], again[2:])
+    np.testing.assert_array_equal(run(refit_every=3), plain)  # nobody comes after the first refit
+    assert again.sum(1).tolist() == [5.0] * 3
+
+
+@pytest.mark.slow
+def test_the_first_fake_users_are_the_attack_with_fewer(train):
+    """So a study crafts once, at the largest number, for all of them."""
+    targets, surrogate = jnp.array([2, 7]), ncr.ncr(**SMALL)
+    run = lambda fakes: attacks.hcars(surrogate, **{**SPENT, "fakes": fakes})(KEY, train, targets).to_rows()
+    np.testing.assert_array_equal(run(4)[:2], run(2))
+
+
+def test_clicks_of_the_sets_are_no_longer_clicks(train):
+    asked = made(np.array([0, 0, 4]), np.array([9, 10, 8]), [[1, 3, 11], None, [2]], np.array([5, -1, 1]))
+    before, after = (np.asarray(part.dense()) for part in (train, as_negatives(train, asked)))
+    expected = before.copy()
+    expected[0, [1, 3, 11]] = expected[4, 2] = 0
+    assert (before[0, [1, 3]] == 1).all()
+    np.testing.assert_array_equal(after, expected)
+    nothing = made(np.array([0]), np.array([9]), [None], np.array([-1]))
+    np.testing.assert_array_equal(as_negatives(train, nothing).dense(), before)
+    with pytest.raises(ValueError, match="the data have 0"):
+        as_negatives(train, made(np.array([9]), np.array([9]), [[1]], np.array([2])))
+
+
 class Api:
     def __init__(self):
         self.asked = []
@@ -172,6 +299,8 @@ def test_a_share_of_the_users_is_asked_about_their_best_item():
         (lambda: attacks.hcars(fakes=2, budget=2, goal="demote"), "promote"),
         (lambda: attacks.hcars(fakes=2, budget=2, pool=2.0), "pool"),
         (lambda: attacks.hcars(fakes=2, budget=2, rho=-1.0), "rho"),
+        (lambda: attacks.hcars(fakes=2, budget=2, refit_every=0), "refit_every"),
+        (lambda: attacks.hcars(fakes=2, budget=2, refit_epochs=4), "no use without refit_every"),
         (lambda: attacks.reasoner(loss="log"), "loss"),
         (lambda: attacks.reasoner(counterfactual=-1.0), "counterfactual"),
     ],
@@ -179,3 +308,8 @@ def test_a_share_of_the_users_is_asked_about_their_best_item():
 def test_bad_settings(make, match):
     with pytest.raises(ValueError, match=match):
         make()
+
+
+def test_enforce_is_yes_or_no():
+    with pytest.raises(TypeError, match="enforce"):
+        attacks.hcars(fakes=2, budget=2, enforce=1)  # type: ignore[arg-type]
