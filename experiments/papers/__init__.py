@@ -1,12 +1,14 @@
 """One file a paper or question: its tables and figures as studies."""
 
 from experiments.papers import (
+    accent,
     apt,
     apt_figs,
     clean,
     defense_grid,
     detectability,
     estimators,
+    hcars,
     ncf,
     peers,
     poisonrec,
@@ -33,6 +35,8 @@ STUDIES: dict[str, Study] = {
         estimators,
         apt,
         apt_figs,
+        accent,
+        hcars,
     )
     for study in paper.STUDIES
 }

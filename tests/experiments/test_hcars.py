@@ -1,0 +1,127 @@
+"""The studies of H-CARS: tables from records only, the order of the cells, and one case end to end (slow)."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments.crafts import crafted
+from experiments.papers import STUDIES, hcars
+from experiments.record import Record
+from models.data import Interactions
+
+LEVEL = {"hcars": 0.4, "rapu-r": 0.3, "dl-attack": 0.35, "bandwagon": 0.1, "top-popular": 0.5, "none": 0.02}
+
+
+def record(spec) -> Record:
+    """HR by attack, a thousandth a seed."""
+    value = LEVEL.get(spec["attack"], 0.2) + spec["seed"] / 1000
+    facts = {"popularity": 80.0, "similarity": 0.5, "craft_seconds": 7.0, "asked": 566, "explained": 500}
+    found = {"hr_any": value, "recall": 0.2, "targets": [1], "notes": ["a note"]}
+    return Record(spec, found | ({} if spec["attack"] == "none" else facts), {"seconds": 9.0})
+
+
+def some(seeds: int) -> list[Record]:
+    wanted = lambda spec: spec["data"] == "ml" and spec["victim"] == "NCF" and spec["seed"] < seeds
+    return [record(spec) for spec in hcars.table1_cells(False) if wanted(spec)]
+
+
+def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_path):
+    made = STUDIES["hcars-table1"].report(some(5), tmp_path)
+    row = next(r for r in made.rows if r[:5] == ["ml", "NCF", "80%", "3%", "hcars"])
+    assert row[5] == "5"
+    assert row[6].startswith("0.4020")
+    assert row[7] == "0.82"
+    assert row[10] == "500/566"
+    by = {r[4]: r for r in made.rows if r[:4] == ["ml", "NCF", "30%", "0.5%"]}
+    assert (by["bandwagon"][7], by["top-popular"][7]) == ("0.02", "-")
+    notes = "\n".join(made.notes)
+    at = "ml, NCF, 80% visible, 3%: "
+    assert f"{at}hcars - rapu-r = +0.100 (5 seeds); paper: hcars ahead, same sign" in notes
+    assert f"{at}rapu-r - dl-attack = -0.050 (5 seeds); paper: rapu-r ahead, other sign" in notes
+    assert f"{at}hcars - top-popular = -0.100" in notes
+    assert f"{at}means above top-popular: none" in notes
+    assert Path(made.pictures[0]).stat().st_size > 1000
+
+
+def test_one_seed_has_a_difference_and_no_verdict(tmp_path):
+    made = STUDIES["hcars-table1"].report(some(1), tmp_path)
+    lines = [note for note in made.notes if "80% visible, 3%: hcars - rapu-r" in note]
+    assert lines == [
+        "ml, NCF, 80% visible, 3%: hcars - rapu-r = +0.1000 (1 seed); paper: hcars ahead, same sign"
+    ]
+
+
+def test_a_table_of_the_clean_victim_alone_is_no_error(tmp_path):
+    clean = [one for one in some(1) if one.spec["attack"] == "none"]
+    made = STUDIES["hcars-table1"].report(clean, tmp_path)
+    assert (made.rows, made.pictures) == ([], [])
+
+
+def test_cells_are_told_apart_and_the_informative_ones_come_first():
+    for study in ("hcars-table1", "hcars-fig2"):
+        cells = STUDIES[study].cells(False)
+        assert len({str(spec) for spec in cells}) == len(cells)
+        assert all(spec in cells for spec in STUDIES[study].cells(True))
+    cells = hcars.table1_cells(False)
+    first = [spec["attack"] for spec in cells[:13]]
+    assert first == [*hcars.MAIN, *hcars.MORE]
+    assert {(s["data"], s["victim"], s["seed"], s.get("fraction", 0.03)) for s in cells[:13]} == {
+        ("ml", "NCF", 0, 0.03)
+    }
+    worlds = [spec["data"] for spec in cells]
+    assert "ml" not in worlds[worlds.index("yelp") :]
+    assert not any(spec["data"] == "yelp" and spec["attack"] == "dl-attack" for spec in cells)
+
+
+def test_room_for_fake_users_is_the_same_for_any_number_of_them(rng):
+    train = Interactions.from_dense((rng.random((6, 9)) < 0.4).astype(float))
+    rows = np.zeros((2, 9))
+    rows[0, [1, 4]] = rows[1, [1, 5, 7]] = 1
+    none, two = (hcars.poisoned(train, given, np.array([1]), fakes=4, width=3) for given in (None, rows))
+    assert (none.users, none.capacity) == (two.users, two.capacity) == (10, train.capacity + 12)
+    np.testing.assert_array_equal(none.dense()[:6], train.dense())
+    np.testing.assert_array_equal(two.dense()[6:8], rows)
+    assert float(none.dense()[6:].sum()) == float(two.dense()[8:].sum()) == 0
+
+
+def test_fig2_says_what_explanations_add(tmp_path):
+    level = {"hcars": 0.3, "hcars-wo-cf": 0.25, "wrmf": 0.4}
+    found = [
+        Record(
+            spec,
+            {"p_at_10": level.get(spec["surrogate"], 0.1), "recall": 0.1, "victim_recall": 0.2},
+            {"seconds": 1.0},
+        )
+        for spec in hcars.fig2_cells(False)
+    ]
+    made = STUDIES["hcars-fig2"].report(found, tmp_path)
+    notes = "\n".join(made.notes)
+    assert "80% visible: P@10 of hcars - hcars-wo-cf = +0.050 (5 seeds)" in notes
+    assert "30% visible: P@10 of hcars - wrmf = -0.100 (5 seeds)" in notes
+    assert ["80%", "wrmf", "5"] in [row[:3] for row in made.rows]
+    assert made.pictures[0].exists()
+
+
+@pytest.mark.slow
+def test_a_cheap_cell_end_to_end(data_dir, tmp_path, monkeypatch):
+    """Bandwagon with explanations: the attack works, fewer fake users are the first of more, and a craft is kept."""
+    made = {}
+
+    def kept(where, attack, *rest):
+        made[str(where)] = crafted(where, attack, *rest, folder=tmp_path)
+        return made[str(where)]
+
+    monkeypatch.setattr("experiments.papers.hcars.crafted", kept)
+    spec = {"study": "hcars-table1", "data": "ml", "victim": "NCF", "attack": "bandwagon", "seed": 0}
+    few, many = (
+        hcars.fakes_of({**spec, "visible": 0.8, "fraction": fraction})[0] for fraction in (0.005, 0.03)
+    )
+    assert (few.fakes, many.fakes) == (4, 28)
+    np.testing.assert_array_equal(few.to_rows(), np.asarray(many.to_rows())[:4])
+    assert len(made) == 1
+    found = hcars.run({**spec, "visible": 0.8, "fraction": 0.03})
+    clean = hcars.run({**spec, "attack": "none"})
+    assert found["hr_any"] > clean["hr_any"]
+    assert found["asked"] == 566
+    assert 0 < found["explained"] <= 566
