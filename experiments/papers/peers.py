@@ -126,9 +126,13 @@ PAIRS: dict[str, Pair] = {
 }
 
 
+CHEAP = ("als", "bpr")
+"""Pairs of which there are five seeds, the others have two: one seed scatters by more than the 2% that are asked for."""
+
+
 def cells(quick: bool) -> list[Spec]:
     """Both sides of a pair one after the other; a record holds for the arguments in its spec only."""
-    seeds, names = (1, ["als", "bpr"]) if quick else (2, list(PAIRS))
+    seeds, names = (1, ["als", "bpr"]) if quick else (5, list(PAIRS))
     return [
         {
             "study": "peers",
@@ -141,6 +145,7 @@ def cells(quick: bool) -> list[Spec]:
         }
         for seed in range(seeds)
         for name in names
+        if quick or seed < 2 or name in CHEAP
         for side, arguments in (("ours", PAIRS[name].ours[1]), ("peer", PAIRS[name].settings))
     ]
 
