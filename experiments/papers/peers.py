@@ -127,7 +127,7 @@ PAIRS: dict[str, Pair] = {
 
 
 CHEAP = ("als", "bpr")
-"""Pairs of which there are five seeds, the others have two: one seed scatters by more than the 2% that are asked for."""
+"""Pairs of which there are five seeds, the others have two: a seed scatters by more than 2%."""
 
 
 def cells(quick: bool) -> list[Spec]:
