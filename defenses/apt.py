@@ -46,9 +46,9 @@ class Defense:
     Attributes:
         name, config: what it is, for records.
         model: the recommender that is trained.
-        trace: `(train, key, fakes_rows=None, clean=None) -> (Fitted, told)`: the last helpful users as (n*, I) `rows`
-            in the unit of the data, and of each renewal the share of items with `negative` influence, the solver's
-            `code`, and `items` that a helpful user rates.
+        trace: `(train, key, clean=None) -> (Fitted, told)`: the last helpful users as (n*, I) `rows` in the unit of the
+            data, and of each renewal the share of items with `negative` influence, the solver's `code`, and `items`
+            that a helpful user rates.
     """
 
     name: str
@@ -59,20 +59,17 @@ class Defense:
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
 
-    def fit(
-        self,
-        train: Interactions,
-        key: Key[Array, ""],
-        *,
-        fakes_rows: Float[Array, "F I"] | None = None,
-        clean: Interactions | None = None,
-    ) -> Fitted:
-        """The hardened model; arguments and errors as of `models.train.fit`, `vmap` over keys included.
+    def fit(self, train: Interactions, key: Key[Array, ""], *, clean: Interactions | None = None) -> Fitted:
+        """The hardened model; as `models.train.fit`, `vmap` over keys included.
 
-        `clean`: data whose ratings the helpful users imitate. None: `train`, which is what a defender has. The released
-        code, and with it the paper's tables, imitates the data before the attack.
+        Args:
+            train: the data at hand. Fake users are among them (`models.data.inject`): rows beside the data, as an
+                attacker has them, would tell the defense who they are.
+            key: of the training.
+            clean: data whose ratings the helpful users imitate. None: `train`, which is what a defender has. The
+                released code, and with it the paper's tables, imitates the data before the attack.
         """
-        return self.trace(train, key, fakes_rows, clean)[0]
+        return self.trace(train, key, clean)[0]
 
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
@@ -122,8 +119,7 @@ def apt(
     **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in the
     ablation the choice changes nothing measurable. A rating of 0, which the code can draw with "random", becomes the
     lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, and a model with a
-    loss over all cells (WRMF) sees users without a click before the first renewal. Rows of `fakes_rows` take part as in
-    any training; for batches shuffled with the fake users among the real, as in the paper, inject them into `train`.
+    loss over all cells (WRMF) sees users without a click before the first renewal.
 
     **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
@@ -155,8 +151,7 @@ def apt(
         grid=grid,
     )
 
-    def trace(train: Interactions, key: Array, fakes_rows: Array | None = None, clean=None):
-        known = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)
+    def trace(train: Interactions, key: Array, clean: Interactions | None = None):
         number = _number(users, train.users)
         if number and (references > train.users or items > train.items):
             raise ValueError(
@@ -168,14 +163,15 @@ def apt(
                 f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
                 "sequences are not served, because a row has no order"
             )
-        return _train(train, known, key, train if clean is None else clean, number)
+        return _train(train, key, train if clean is None else clean, number)
 
-    @functools.partial(jax.jit, static_argnums=4)
-    def _train(train: Interactions, known: Array, key: Array, clean: Interactions, number: int):
+    @functools.partial(jax.jit, static_argnums=3)
+    def _train(train: Interactions, key: Array, clean: Interactions, number: int):
         if number == 0:
-            return fit(model, train, key, fakes_rows=known), {}
+            return fit(model, train, key), {}
         for_start, for_draws = jax.random.split(key)
-        start = begin(model, _beside(train, jnp.zeros((number, train.items)), 0), for_start, known)
+        nobody = jnp.zeros((0, train.items))
+        start = begin(model, _beside(train, jnp.zeros((number, train.items)), 0), for_start, nobody)
         level = None if grid is None else helpful.levels(clean, grid[0])
 
         def renew(params, at):
@@ -185,7 +181,7 @@ def apt(
             else:
                 influence, code = influence_vector(
                     model,
-                    Point(start, params, known, train),
+                    Point(start, params, nobody, train),
                     solver=solver,
                     risk=risk,
                     references=references,
@@ -223,7 +219,13 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 
 
 def _number(users: int | float, real: int) -> int:
-    return round(users * real) if isinstance(users, float) and users < 1 else int(users)
+    """Helpful users; a fraction that rounds to nobody, or a number that is not whole, is an error."""
+    number = round(users * real) if users < 1 else int(users)
+    if (users > 0 and number == 0) or (users >= 1 and number != users):
+        raise ValueError(
+            f"apt: users={users!r} of {real} users; expected a whole number, or a fraction in (0, 1) that is somebody"
+        )
+    return number
 
 
 def _beside(train: Interactions, rows: Float[Array, "n I"], width: int) -> Interactions:

@@ -97,10 +97,15 @@ def tolerated_adversarial(
     >>> round(float(tolerated_adversarial(setting, epsilon=0.05, tau=4.0)), 3)
     61.067
     """
+    bound = _adversarial(setting, epsilon, tau)
+    return jnp.where(jnp.isnan(bound), jnp.nan, jnp.maximum(bound, 0))
+
+
+def _adversarial(setting: Setting, epsilon: ArrayLike, tau: ArrayLike) -> Array:
+    """The bound of Theorem 4.4, negative ones too."""
     gain = jnp.asarray(epsilon) * tau
     room = setting.d * jnp.asarray(setting.gamma) ** 2 - gain
-    bound = setting.n / jnp.where(room > 0, room, jnp.nan) * (signal(setting) - spread(setting) + gain)
-    return jnp.where(jnp.isnan(bound), jnp.nan, jnp.maximum(bound, 0))
+    return (signal(setting) - spread(setting) + gain) * (setting.n / jnp.where(room > 0, room, jnp.nan))
 
 
 def tolerated_poisoning(
@@ -124,14 +129,17 @@ def helpers_needed(
 ) -> Array:
     """Helpful users from which on APT's bound exceeds that of adversarial training, `(n + n'_AT) epsilon / gamma`.
 
+    Of the bounds as they are: where both are negative, the returned 0 of each says nothing.
+
     Reference: Wu et al., SIGIR 2021, below Theorem 4.5. **Differs from the paper:** nothing.
 
     >>> setting = Setting(1000.0, 64.0, 1.0, 8.0, 3.0, 0.01)
     >>> round(float(helpers_needed(setting, epsilon=0.05, tau=4.0)), 2)
     17.68
     """
-    adversarial = tolerated_adversarial(setting, epsilon=epsilon, tau=tau)
-    return (adversarial + setting.n) * jnp.asarray(epsilon) / jnp.asarray(setting.gamma)
+    return (
+        (_adversarial(setting, epsilon, tau) + setting.n) * jnp.asarray(epsilon) / jnp.asarray(setting.gamma)
+    )
 
 
 def confidence(setting: Setting) -> Float[Array, "..."]:

@@ -121,8 +121,8 @@ def defended(defense: str, case: Case, profiles: Profiles | None) -> tuple[Fitte
     """The victim behind a defense, and for a filter whom it flagged."""
     hardened = _hardened(defense, rapu.WORLDS["ml"].victims["WRMF"][1])
     if isinstance(hardened, Defense):
-        rows = None if profiles is None else jnp.asarray(profiles.to_rows(), jnp.float32)
-        return hardened.fit(case.train, case.keys["victim"], fakes_rows=rows), {}
+        data = case.train if profiles is None else inject(case.train, profiles)  # whom it is not told
+        return hardened.fit(data, case.keys["victim"]), {}
     if not defense.startswith("filter:"):
         return trained(hardened, case, profiles)[0], {}
     train = case.train if profiles is None else inject(case.train, profiles)

@@ -177,8 +177,7 @@ def test_clicks_and_other_models(model, rng):
 @pytest.mark.parametrize("batch", [None, 16])
 def test_without_helpful_users_it_is_plain_training_bit_for_bit(train, batch):
     model = small(batch=batch)
-    x = jnp.zeros((2, I)).at[:, 3].set(1.0)
-    plain, defended = fit(model, train, KEY, fakes_rows=x), apt(model, users=0).fit(train, KEY, fakes_rows=x)
+    plain, defended = fit(model, train, KEY), apt(model, users=0).fit(train, KEY)
     for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(defended.params), strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -187,9 +186,8 @@ def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
     defense = apt(
         small(epochs=9, batch=16), users=4, items=3, pretrain=4, every=2, references=3, solver="identity"
     )
-    x, keys = jnp.zeros((2, I)).at[:, 3].set(1.0), jax.random.split(KEY, 3)
-    fitted, said = jax.vmap(lambda key: defense.trace(train, key, x))(keys)
-    np.testing.assert_array_equal(fitted.x, jnp.broadcast_to(x, (3, 2, I)))
+    keys = jax.random.split(KEY, 3)
+    fitted, said = jax.vmap(lambda key: defense.trace(train, key))(keys)
     helpful = np.asarray(said["rows"])
     negative = np.asarray(said["negative"])[:, -1:] * I
     assert ((helpful > 0).sum(2) == np.minimum(3, np.round(negative))).all()
@@ -197,7 +195,7 @@ def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
     assert fitted.params["user"].shape == (3, U + 4, 3)
     assert said["negative"].shape == (3, 3)  # epochs 4, 6 and 8
     np.testing.assert_allclose(said["items"][:, -1], (helpful > 0).sum(2).mean(1))
-    alone = jnp.stack([defense.fit(train, key, fakes_rows=x).scores(jnp.arange(U)) for key in keys])
+    alone = jnp.stack([defense.fit(train, key).scores(jnp.arange(U)) for key in keys])
     together = jax.vmap(lambda made: made.scores(jnp.arange(U)))(fitted)
     np.testing.assert_allclose(together, alone, rtol=1e-4, atol=1e-5)
 
@@ -209,7 +207,7 @@ def test_random_users_have_no_bonus_any_item_and_the_ratings_they_are_told(train
     dense = np.asarray(train.dense())
     others = Interactions.from_dense(np.where(dense > 0, 6 - dense, 0), track="explicit")
     for clean in (None, others):
-        helpful = np.asarray(defense.trace(train, KEY, None, clean)[1]["rows"])
+        helpful = np.asarray(defense.trace(train, KEY, clean)[1]["rows"])
         assert (helpful > 0).any(0).all()
         told = dense if clean is None else np.asarray(others.dense())
         mean = told.sum(0) / np.maximum((told > 0).sum(0), 1)
@@ -285,6 +283,10 @@ def test_bad_settings(change, match):
 
 
 def test_what_does_not_fit_the_data(train):
+    with pytest.raises(ValueError, match=r"users=0\.01 of"):
+        apt(small(), users=0.01).fit(train, KEY)
+    with pytest.raises(ValueError, match=r"users=2\.5 of"):
+        apt(small(), users=2.5).fit(train, KEY)
     with pytest.raises(ValueError, match="references=50"):
         apt(small(), users=2, items=2, references=50).fit(train, KEY)
     with pytest.raises(ValueError, match="pretrain=8"):

@@ -9,6 +9,8 @@ from defenses.bounds import (
     Setting,
     confidence,
     helpers_needed,
+    signal,
+    spread,
     tolerated,
     tolerated_adversarial,
     tolerated_poisoning,
@@ -43,6 +45,19 @@ def test_helpers_needed_is_where_apt_overtakes(x64, more, beats):
     helpers = more * helpers_needed(GOLDEN, epsilon=0.05, tau=4.0)
     apt = tolerated_poisoning(GOLDEN, helpers=helpers, tau=4.0)
     assert bool(apt > tolerated_adversarial(GOLDEN, epsilon=0.05, tau=4.0)) is beats
+
+
+@pytest.mark.parametrize("gain", [0.05, 2.0])
+def test_helpers_needed_of_negative_bounds_is_that_of_the_formulas(x64, gain):
+    weak = GOLDEN._replace(sigma=3.0, alpha=8.0)
+    n, d, gamma, tau = 1000.0, 64.0, 3.0, 4.0
+    left = signal(weak) - spread(weak)
+    assert float(tolerated(weak)) == 0
+    helpers = helpers_needed(weak, epsilon=gain, tau=tau)
+    apt = (n * left + helpers * gamma * tau) / (d * gamma**2)
+    adversarial = n / (d * gamma**2 - gain * tau) * (left + gain * tau)
+    assert float(left) < 0
+    np.testing.assert_allclose(apt, adversarial, rtol=1e-9)
 
 
 def test_the_error_stays_below_beta_under_the_worst_poison_of_each_user(x64):

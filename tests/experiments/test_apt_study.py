@@ -32,15 +32,29 @@ def test_table2_stands_beside_the_published_one(tmp_path):
     assert cells["origin"].endswith("/ 0.0000")
     notes = "\n".join(made.notes)
     assert "RI, unpopular targets, apt: 1.1" in notes  # 1 - (.05 - .1) / (.5 - .1) = 1.125
-    assert "over 20 cells, published 0.873" in notes
-    assert "ml-100k, average, random: apt - apt-rand = -0.1" in notes
+    assert "published 0.873 (mean over 20 cells that all columns have)" in notes
+    assert "ml-100k, average, random: distance from the clean model, apt 0.05" in notes
+    assert "nearest other (apt-rand) 0.1" in notes
+    assert "nearest other (apt-rand-own) 0.1" in notes
     assert all(Path(picture).stat().st_size > 1000 for picture in made.pictures)
+
+
+def test_the_mean_ri_is_over_cells_that_all_columns_have(tmp_path):
+    found = [
+        record(spec)
+        for spec in apt.cells(False)
+        if spec["data"] == "ml-100k" and (spec["attack"], spec["defense"]) != ("random", "apt")
+    ]
+    made = STUDIES["apt-table2"].report(found, tmp_path)
+    of = [note for note in made.notes if note.startswith("RI, ")]
+    assert len(of) == 2 * (len(apt.DEFENSES) - 1)
+    assert all("(mean over 4 cells" in note for note in of)
 
 
 def test_table3_compares_with_the_clean_model(tmp_path):
     found = [record(spec) for spec in apt.cells(False, "apt-table3")]
     made = STUDIES["apt-table3"].report(found, tmp_path)
-    assert "apt - the clean model" in "\n".join(made.notes)
+    assert "apt - clean = " in "\n".join(made.notes)
     row = next(r for r in made.rows if r[:3] == ["ml-100k", "random", "average"])
     assert row[made.header.index("apt")].endswith("/ 0.2201")
 
