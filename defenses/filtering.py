@@ -98,7 +98,7 @@ def soft_filter(
 
     Args:
         model: any recommender that takes fake rows.
-        suspicion: `(x, data) -> (F,)` differentiable scores, such as `rarity` or `likeness`.
+        suspicion: `(x, data) -> (F,)` differentiable scores, such as those of `defenses.suspicion`, or `likeness`.
         cut: the score at which half is left, such as a quantile of the real users' scores.
         temperature: how soft, > 0, in the unit of the scores.
 

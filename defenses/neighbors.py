@@ -98,6 +98,17 @@ def pca(train: Interactions, *, components: int = 3) -> Scores:
     Reference: Mehta, Nejdl, UMUAI 2009. **Differs from the paper:** it removes as many users as there are fakes; here
     nobody is told.
     """
+    return -np.sum(standard_directions(train, components)[0] ** 2, 1)
+
+
+def standard_directions(
+    train: Interactions, components: int
+) -> tuple[Float[np.ndarray, "U K"], Float[np.ndarray, " K"], Float[np.ndarray, "I K"]]:
+    """The first singular triplets of the users' rows made to have mean 0 and variance 1 (constant ones are 0).
+
+    Raises:
+        ValueError: as many components as users or items, or none.
+    """
     from scipy.sparse import linalg
 
     R = matrix(train)
@@ -110,8 +121,10 @@ def pca(train: Interactions, *, components: int = 3) -> Scores:
     forward = lambda v: scale * (R @ v.ravel() - mean * v.sum())
     backward = lambda v: R.T @ (scale * v.ravel()) - np.sum(mean * scale * v.ravel())
     operator: Any = linalg.LinearOperator
-    left, _ = _singular(operator((users, items), matvec=forward, rmatvec=backward, dtype=float), components)
-    return -np.sum(left**2, 1)
+    left, values = _singular(
+        operator((users, items), matvec=forward, rmatvec=backward, dtype=float), components
+    )
+    return left, values, np.stack([backward(column) for column in left.T], 1) / values
 
 
 def _singular(Z: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,10 +208,18 @@ def knn(
 
 def _points(train: Interactions, embedding: np.ndarray | None) -> np.ndarray:
     if embedding is None:
-        R = matrix(train)
-        left, values = _singular(unit(R), min(16, min(R.shape) - 1))
+        left, values, _ = directions(train)
         return left * values
     points = np.asarray(embedding, float)
     if points.ndim != 2 or points.shape[0] != train.users:
         raise ValueError(f"embedding of shape {points.shape}; expected ({train.users}, D), a row a user")
     return points
+
+
+def directions(
+    train: Interactions, count: int = 16
+) -> tuple[Float[np.ndarray, "U K"], Float[np.ndarray, " K"], Float[np.ndarray, "I K"]]:
+    """The first singular triplets of the users' rows made to have length 1: `left * values` is where they lie."""
+    R = unit(matrix(train))
+    left, values = _singular(R, min(count, min(R.shape) - 1))
+    return left, values, R.T @ left / values

@@ -1,7 +1,7 @@
 """Detectors that look at one profile: which items, which ratings, how many.
 
     rdma        Burke, Mobasher, Williams, Bhaumik, KDD 2006: deviation from the items' means, weighted by rarity
-    length-var  the same: squared distance of a profile's length from the mean
+    length-var  the same: distance of a profile's length from the mean, over the sum of squares
     mean-var, fmtd   the same, of ratings: the extreme items of a profile against its fillers
     popularity  Jensen-Shannon divergence between the popularity of a user's clicks and everybody's
 
@@ -139,15 +139,20 @@ def popularity(train: Interactions, *, bins: int = 10) -> Scores:
     if bins < 2:
         raise ValueError(f"popularity: bins={bins}; expected at least 2")
     R = matrix(train)
+    place, everybody = bins_of(R, bins)
+    own = np.zeros((R.shape[0], bins))
+    np.add.at(own, (rows(R), place[R.indices]), 1.0)
+    share = own / np.maximum(own.sum(1, keepdims=True), 1)
+    middle = (share + everybody) / 2
+    found = (rel_entr(share, middle) + rel_entr(np.broadcast_to(everybody, share.shape), middle)).sum(1)
+    return np.where(own.sum(1) > 0, found / (2 * np.log(2)), 0.0)
+
+
+def bins_of(R: Any, bins: int) -> tuple[np.ndarray, np.ndarray]:
+    """The bin of every item, rare ones first, so that each holds about equally many clicks, and its share of them."""
     count = np.bincount(R.indices, minlength=R.shape[1])
     order = np.argsort(count, kind="stable")
     before = np.cumsum(count[order]) - count[order]
     place = np.empty(R.shape[1], int)
     place[order] = np.minimum((before * bins) // max(count.sum(), 1), bins - 1)
-    own = np.zeros((R.shape[0], bins))
-    np.add.at(own, (rows(R), place[R.indices]), 1.0)
-    everybody = own.sum(0) / max(own.sum(), 1)
-    share = own / np.maximum(own.sum(1, keepdims=True), 1)
-    middle = (share + everybody) / 2
-    found = (rel_entr(share, middle) + rel_entr(np.broadcast_to(everybody, share.shape), middle)).sum(1)
-    return np.where(own.sum(1) > 0, found / (2 * np.log(2)), 0.0)
+    return place, np.bincount(place, count, bins) / max(count.sum(), 1)

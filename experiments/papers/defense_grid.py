@@ -16,13 +16,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool
 
 import attacks
 from attacks.attack import Attack
+from defenses import suspicion
 from defenses.adversarial import adversarial
 from defenses.apt import Defense, apt, apt_surrogate
 from defenses.detectors import DETECTORS
-from defenses.filtering import filtered, likeness, soft_filter
+from defenses.filtering import filtered, soft_filter
 from experiments import report
 from experiments.crafts import crafted
 from experiments.papers import rapu
@@ -31,6 +33,7 @@ from experiments.record import Record
 from experiments.study import Report, Spec, Study
 from models import registry
 from models.data import Profiles, inject
+from models.evaluation import evaluate
 from models.evaluation.detection import detection
 from models.recommender import Recommender
 from models.train import Fitted, fit
@@ -75,7 +78,9 @@ def _adaptive(defense: str, spec: Spec) -> Attack:
         _, told = surrogate.trace(view, jax.random.fold_in(jax.random.key(spec["seed"]), 7))
         surrogate = apt_surrogate(_model(preset), told["rows"])
     if defense.startswith("filter:"):
-        surrogate = soft_filter(_model(preset), likeness, cut=0.5)
+        view = rapu._view("ml", spec["seed"], 0.9, 0.1)
+        sought = suspicion.known(defense.removeprefix("filter:"), view, LEVEL)
+        surrogate = soft_filter(_model(preset), sought.score, cut=sought.cut, temperature=sought.temperature)
     return attacks.revadv(
         surrogate,
         fakes=FRACTION,
@@ -106,8 +111,19 @@ def run(spec: Spec) -> dict[str, Any]:
     if spec["defense"] == "detectors":
         assert profiles is not None
         return {"detectors": scored(case, profiles)}
-    fitted, facts = defended(spec["defense"], case, profiles)
+    fitted, facts, kept = defended(spec["defense"], case, profiles)
+    if kept is not None:
+        facts["kept_hr"] = exposed(fitted, case, kept)
     return {"victim": measured(fitted, case, k=K), **facts}
+
+
+def exposed(fitted: Fitted, case: Case, kept: Bool[np.ndarray, " U"]) -> float:
+    """Target hr_any of the real users that a filter left in: one without its clicks is shown what is popular."""
+    scores = jax.tree_util.Partial(Fitted.scores, fitted)
+    found = evaluate(scores, case.train, targets=case.targets, k=K, per_user=True).per_user
+    assert found is not None
+    rank = np.asarray(found.target_rank)[kept]
+    return float(np.mean(np.any((rank > 0) & (rank <= K), axis=1)))
 
 
 def scored(case: Case, profiles: Profiles) -> dict[str, dict[str, float]]:
@@ -117,23 +133,26 @@ def scored(case: Case, profiles: Profiles) -> dict[str, dict[str, float]]:
     return {name: detection(detector(train), fake)._asdict() for name, detector in DETECTORS.items()}
 
 
-def defended(defense: str, case: Case, profiles: Profiles | None) -> tuple[Fitted, dict[str, Any]]:
-    """The victim behind a defense, and for a filter whom it flagged."""
+def defended(
+    defense: str, case: Case, profiles: Profiles | None
+) -> tuple[Fitted, dict[str, Any], Bool[np.ndarray, " U"] | None]:
+    """The victim behind a defense, and for a filter how many it flagged and which real users it kept."""
     hardened = _hardened(defense, rapu.WORLDS["ml"].victims["WRMF"][1])
     if isinstance(hardened, Defense):
         data = case.train if profiles is None else inject(case.train, profiles)  # whom it is not told
-        return hardened.fit(data, case.keys["victim"]), {}
+        return hardened.fit(data, case.keys["victim"]), {}, None
     if not defense.startswith("filter:"):
-        return trained(hardened, case, profiles)[0], {}
+        return trained(hardened, case, profiles)[0], {}, None
     train = case.train if profiles is None else inject(case.train, profiles)
     _, users = filtered(train, DETECTORS[defense.removeprefix("filter:")], LEVEL)
     real = case.train.users
-    facts = {"flagged_real": float(users[:real].mean()), "flagged_fake": float(users[real:].mean())}
-    own = case.train.keep(jnp.asarray(~users[:real])[case.train.user])
+    facts, kept = {"flagged_real": float(users[:real].mean())}, ~users[:real]
+    own = case.train.keep(jnp.asarray(kept)[case.train.user])
     if profiles is None:
-        return fit(hardened, own, case.keys["victim"]), {"flagged_real": facts["flagged_real"]}
+        return fit(hardened, own, case.keys["victim"]), facts, kept
+    facts["flagged_fake"] = float(users[real:].mean())
     rows = jnp.where(users[real:, None], 0.0, jnp.asarray(profiles.to_rows(), jnp.float32))
-    return fit(hardened, own, case.keys["victim"], fakes_rows=rows), facts
+    return fit(hardened, own, case.keys["victim"], fakes_rows=rows), facts, kept
 
 
 # ------------------------------------------------------------------------------------------------ the study
@@ -175,8 +194,9 @@ def table(records: list[Record], folder: Path) -> Report:
         "target HR@50 (hr_any) of WRMF on MovieLens-100K, 3% fake users, means over seeds with 95% bootstrap intervals",
         f"a filter leaves out the {LEVEL:.0%} of users with the highest scores, attacked or not; it is not told how "
         "many fakes there are",
-        "adaptive: RevAdv with the defense inside its surrogate; behind a filter it learns not to let its users "
-        "look alike, and is not told which detector is used",
+        "adaptive: RevAdv with the defense inside its surrogate: AT's change, the helpful users of one APT training, "
+        "the soft side of the filter's detector with the cut of the attacker's view",
+        *_kept(records),
         *_seen(records),
     ]
     return Report("Defenses against attacks, MovieLens-100K", header, rows, notes, [_picture(grid, folder)])
@@ -191,6 +211,20 @@ def _grid(
             place = record.spec["attack"], record.spec["defense"]
             found.setdefault(place, []).append(read(record.result["victim"]))
     return found
+
+
+def _kept(records: list[Record]) -> list[str]:
+    """Filters among the users they left in: those without clicks are shown the popular, attacked or not."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for record in records:
+        if "kept_hr" in record.result:
+            of = found.setdefault(record.spec["defense"], {})
+            of.setdefault(record.spec["attack"], []).append(record.result["kept_hr"])
+    return [
+        f"{defense}, of the users it left in: "
+        + ", ".join(f"{attack} {np.mean(of[attack]):.3f}" for attack in ATTACKS if attack in of)
+        for defense, of in found.items()
+    ]
 
 
 def _seen(records: list[Record]) -> list[str]:
