@@ -10,13 +10,20 @@ from experiments.papers import STUDIES, hcars
 from experiments.record import Record
 from models.data import Interactions
 
-LEVEL = {"hcars": 0.4, "rapu-r": 0.3, "dl-attack": 0.35, "bandwagon": 0.1, "top-popular": 0.5, "none": 0.02}
+LEVEL = {
+    "hcars": 0.04,
+    "rapu-r": 0.03,
+    "dl-attack": 0.035,
+    "bandwagon": 0.01,
+    "top-popular": 0.05,
+    "none": 0.002,
+}
 
 
 def record(spec) -> Record:
-    """HR by attack, a thousandth a seed."""
-    value = LEVEL.get(spec["attack"], 0.2) + spec["seed"] / 1000
-    facts = {"popularity": 80.0, "similarity": 0.5, "craft_seconds": 7.0, "asked": 566, "explained": 500}
+    """HR by attack, about a thousandth a seed, a little more for long names, so that differences are not constant."""
+    value = LEVEL.get(spec["attack"], 0.02) + spec["seed"] / 1000 * (1 + len(spec["attack"]) / 100)
+    facts = {"popularity": 80.0, "similarity": 0.5, "asked": 566, "explained": 500}
     found = {"hr_any": value, "recall": 0.2, "targets": [1], "notes": ["a note"]}
     return Record(spec, found | ({} if spec["attack"] == "none" else facts), {"seconds": 9.0})
 
@@ -30,17 +37,19 @@ def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_p
     made = STUDIES["hcars-table1"].report(some(5), tmp_path)
     row = next(r for r in made.rows if r[:5] == ["ml", "NCF", "80%", "3%", "hcars"])
     assert row[5] == "5"
-    assert row[6].startswith("0.4020")
+    assert row[6].startswith("4.21 [")
     assert row[7] == "0.82"
     assert row[10] == "500/566"
     by = {r[4]: r for r in made.rows if r[:4] == ["ml", "NCF", "30%", "0.5%"]}
     assert (by["bandwagon"][7], by["top-popular"][7]) == ("0.02", "-")
     notes = "\n".join(made.notes)
     at = "ml, NCF, 80% visible, 3%: "
-    assert f"{at}hcars - rapu-r = +0.100 (5 seeds); paper: hcars ahead, same sign" in notes
-    assert f"{at}rapu-r - dl-attack = -0.050 (5 seeds); paper: rapu-r ahead, other sign" in notes
-    assert f"{at}hcars - top-popular = -0.100" in notes
+    sure = "(5 seeds, p 0.0000)"
+    assert f"{at}hcars - rapu-r = +0.998 {sure}, holds; paper: hcars ahead, same sign" in notes
+    assert f"{at}rapu-r - dl-attack = -0.506 {sure}, is reversed; paper: rapu-r ahead, other sign" in notes
+    assert f"{at}hcars - top-popular = -1.012" in notes
     assert f"{at}means above top-popular: none" in notes
+    assert f"{at}means above no attack: top-popular, bandwagon, " in notes
     assert Path(made.pictures[0]).stat().st_size > 1000
 
 
@@ -48,7 +57,7 @@ def test_one_seed_has_a_difference_and_no_verdict(tmp_path):
     made = STUDIES["hcars-table1"].report(some(1), tmp_path)
     lines = [note for note in made.notes if "80% visible, 3%: hcars - rapu-r" in note]
     assert lines == [
-        "ml, NCF, 80% visible, 3%: hcars - rapu-r = +0.1000 (1 seed); paper: hcars ahead, same sign"
+        "ml, NCF, 80% visible, 3%: hcars - rapu-r = +1.000 (1 seed); paper: hcars ahead, same sign"
     ]
 
 
