@@ -96,10 +96,10 @@ def apt(
         model: the recommender; its `epochs` is the length T of the whole training.
         users: helpful users n*, or a fraction of the real users in (0, 1); 0: plain training.
         items: m* >= 1, items that each of them rates; fewer where fewer have a negative influence.
-        temperature: t >= 0; the most negative item is drawn with weight `e^t`.
+        temperature: t >= 0; the most negative item is drawn with weight `e^t`; of no effect on "random".
         pretrain: T_pre >= 0, epochs before the first helpful users.
         every: T_inter >= 1, epochs between two renewals.
-        bonus: r_+ >= 0, in units of a rating, added after rounding; not with `selection="random"`.
+        bonus: r_+ >= 0, in units of a rating, added after rounding; of no effect on "random" and on clicks.
         grid: largest rating and step of the grid, for ratings; None: clicks, which helpful users simply make.
         selection: "influence", or "random": APT-rand, uniform over all items and without the bonus.
         solver: how `H^-1` is applied: "cg" (damping 1e-3, 100 steps), "gauss_newton" (CG on the positive part of H, for
@@ -125,7 +125,8 @@ def apt(
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
     the effect is gone: see the study `apt-table2`, which has both.
 
-    **What it does not stop:** it weakens attacks whose fillers are ordinary; popular fillers and an attacker who adds
+    **What it does not stop:** attackers with the shortest profiles become the reference users z, whose interest the
+    helpful users then serve. It weakens attacks whose fillers are ordinary; popular fillers and an attacker who adds
     what the helpful users take away (see `apt_surrogate`) have to be measured.
 
     >>> from models.mf import mf
@@ -162,6 +163,11 @@ def apt(
             raise ValueError(
                 f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
                 "sequences are not served, because a row has no order"
+            )
+        if grid is not None and grid[0] != highest:
+            raise ValueError(
+                f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
+                "the largest rating of the data"
             )
         return _train(train, key, train if clean is None else clean, number)
 
@@ -293,8 +299,7 @@ def apt_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
 
     Args:
         model: the recommender that is defended.
-        rows: the helpful users, such as `rows` of a defense's trace, in the unit of the model's fake rows (for MF
-            ratings divided by the largest).
+        rows: the helpful users, such as `rows` of a defense's trace, in the unit of the data.
 
     **Differs from the paper:** not in it. The helpful users answer to the attack; here they are those of one training,
     so renew them between attacks to come closer.
@@ -303,7 +308,7 @@ def apt_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
     >>> apt_surrogate(wrmf(), jnp.zeros((2, 5))).name
     'apt-wrmf'
     """
-    rows = jnp.asarray(rows)
+    rows = jnp.asarray(rows) / model.config.get("highest", 1.0)  # the unit of fake rows
     beside = lambda x, data: jnp.concatenate([x, rows.astype(x.dtype)])
     more = rows.shape[0]
     return dataclasses.replace(

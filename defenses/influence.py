@@ -70,13 +70,13 @@ def influence_vector(
 
 
 def smallest(train: Interactions, count: int) -> Int[Array, " n"]:
-    """The `count` users whose rows of ratings have the smallest norms, as in the released code.
+    """The `count` users with ratings whose rows have the smallest norms, as in the released code.
 
     >>> smallest(Interactions.from_arrays([0, 0, 1, 2], [0, 1, 0, 1], [1.0, 1.0, 5.0, 1.0]), 2).tolist()
     [2, 0]
     """
     size = jnp.zeros(train.users).at[train.user].add(train.weight**2)
-    return jnp.argsort(size)[:count].astype(jnp.int32)
+    return jnp.argsort(jnp.where(train.degrees() > 0, size, jnp.inf))[:count].astype(jnp.int32)
 
 
 def _risk(model: Recommender, at: Point, loss, risk: Risk, highest: float) -> Callable[[Params], Array]:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+import bilevel
 from bilevel.atomic import atomic_write, plain
 from bilevel.devices import environment, peak_rss
 from experiments import report
@@ -115,7 +116,7 @@ def _record(asking: Asking, asked: Explanations, seen: Verified | None, seconds:
     rows: list[dict[str, Any]] = []
     for n in range(asked.queries):
         row: dict[str, Any] = {"user": str(user[asked.user[n]]), "item": str(item[asked.item[n]])}
-        row["found"] = bool(asked.found[n])
+        row |= {"found": bool(asked.found[n]), "solver": bilevel.Code(int(asked.code[n])).name}
         if asked.found[n]:
             row["removed"] = [str(item[i]) for i in asked.removed[n] if i >= 0]
             row["replacement"] = str(item[asked.replacement[n]])
@@ -148,6 +149,11 @@ def _show(asking: Asking, asked: Explanations, seen: Verified | None) -> None:
     found = int(asked.found.sum())
     size = f", by {asked.sizes[asked.found].mean():.1f} items each" if found else ""
     notes = [f"{found} of {asked.queries} explained{size}"]
+    if not asked.sound.all():
+        notes.append(
+            f"{int((~asked.sound).sum())} answers rest on a linear solve that did not hold (see the record): train "
+            "longer, or verify them"
+        )
     if seen is not None and found:
         notes.append(
             f"{int(seen.confirmed.sum())} of {asked.queries} confirmed by {asking.seeds} trainings without the set; "

@@ -59,7 +59,8 @@ def counterfactual(
         variant, damping, key: as in `models.explain.influences`; the attention methods have no use for them.
 
     Returns:
-        `Explanations`. An item that is not in the user's list has no explanation.
+        `Explanations`. An item that is not in the user's list has no explanation. Where the linear solve did not hold
+        (the loss is not convex around the trained parameters, or not converged) its `code` says so.
 
     Raises:
         ValueError: an unknown method, one that the recommender or the question does not have, sizes out of range.
@@ -127,7 +128,7 @@ def search(
     target = np.where(inside, at, ranks).astype(np.int32)
     length = 1 if items is None else k
     found = jax.tree.map(np.asarray, _search(scores, drop, real, target, k=length, method=method))
-    return _told(known.user, item, known.item, known.history, found)
+    return _told(known.user, item, known.item, known.history, found, known.code)
 
 
 @partial(jax.jit, static_argnames=("k", "method"))
@@ -145,12 +146,12 @@ def _rows(known: Influences, row: Int[np.ndarray, " N"]) -> Influences:
     return Influences(*(np.asarray(column)[row] for column in known))
 
 
-def _told(user, item, ranked, history, found: Found) -> Explanations:
+def _told(user, item, ranked, history, found: Found, code=None) -> Explanations:
     sets = [
         h[gone] if there else None for h, gone, there in zip(history, found.removed, found.found, strict=True)
     ]
     rows = np.arange(len(user))
-    return made(user, item, sets, ranked[rows, np.maximum(found.replacement, 0)])
+    return made(user, item, sets, ranked[rows, np.maximum(found.replacement, 0)], code)
 
 
 # ------------------------------------------------------------------------------------------------ by attention

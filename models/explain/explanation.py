@@ -29,6 +29,8 @@ class Explanations(NamedTuple):
         found: (N,) whether there is a set.
         replacement: (N,) int32 the item that takes the place in the list, -1 where there is no set.
         queries: how many questions were asked.
+        code: (N,) the worst `bilevel.Code` of the linear solves behind each answer, 0 where none was needed: an answer
+            from a solve that did not hold is a guess (see `sound`).
     """
 
     user: Int[np.ndarray, " N"]
@@ -37,6 +39,16 @@ class Explanations(NamedTuple):
     found: Bool[np.ndarray, " N"]
     replacement: Int[np.ndarray, " N"]
     queries: int
+    code: Int[np.ndarray, " N"]
+
+    @property
+    def sound(self) -> Bool[np.ndarray, " N"]:
+        """Whether the linear solves behind each answer held.
+
+        >>> made(np.array([3]), np.array([1]), [[4, 7]], np.array([2])).sound.tolist()
+        [True]
+        """
+        return self.code == 0
 
     @property
     def sizes(self) -> Int[np.ndarray, " N"]:
@@ -53,8 +65,9 @@ def made(
     item: Int[np.ndarray, " N"],
     removed: Sequence[Sequence[int] | np.ndarray | None],
     replacement: Int[np.ndarray, " N"],
+    code: Int[np.ndarray, " N"] | None = None,
 ) -> Explanations:
-    """Explanations from one set of items a question; None where none was found.
+    """Explanations from one set of items a question, None where none was found; without a code nothing was solved.
 
     >>> made(np.array([0, 1]), np.array([5, 6]), [[9, 8], None], np.array([4, 3]))[2:5]
     (array([[ 8,  9], [-1, -1]], dtype=int32), array([ True, False]), array([ 4, -1], dtype=int32))
@@ -66,7 +79,8 @@ def made(
         sets[n, : len(row)] = row
     ids = lambda values: np.asarray(values, np.int32).reshape(len(rows))
     there = np.where(found, ids(replacement), -1).astype(np.int32)
-    return Explanations(ids(user), ids(item), sets, found, there, len(rows))
+    codes = np.zeros(len(rows), np.int32) if code is None else ids(code)
+    return Explanations(ids(user), ids(item), sets, found, there, len(rows), codes)
 
 
 def removals(explanations: Explanations, train: Interactions) -> Bool[np.ndarray, "N E"]:

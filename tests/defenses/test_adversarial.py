@@ -1,5 +1,7 @@
 """Adversarial training: the change of a row, its effect on the loss, and the two limits in which it is known."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import attacks
+import bilevel
 from defenses.adversarial import adversarial, worst
 from models.als import als
 from models.bpr import bpr
@@ -50,9 +53,15 @@ def test_epsilon_0_doubles_the_loss_and_small_changes_raise_it(x64, ratings):
     np.testing.assert_allclose(value(adversarial(model, epsilon=0.5, weight=0.0)), value(model), rtol=1e-12)
 
 
-def test_epsilon_0_under_adagrad_is_plain_training(x64, ratings):
-    # Adagrad divides by the size of the gradients: twice the loss takes the same steps, but for its start.
+def test_weight_0_is_plain_training_and_epsilon_0_twice_the_loss(x64, ratings):
     model = mf(factors=3, epochs=5, batch=None, learning_rate=0.1)
+    twice = dataclasses.replace(
+        model,
+        loss=lambda *args: 2 * model.loss(*args),
+        trainer=lambda *sizes: bilevel.with_loss(model.trainer(*sizes), lambda *args: 2 * model.loss(*args)),
+    )
+    none = fit(adversarial(model, epsilon=0.0), ratings, KEY).scores(jnp.arange(U))
+    np.testing.assert_allclose(none, fit(twice, ratings, KEY).scores(jnp.arange(U)), rtol=1e-9)
     plain = fit(model, ratings, KEY).scores(jnp.arange(U))
     same = fit(adversarial(model, epsilon=0.7, weight=0.0), ratings, KEY).scores(jnp.arange(U))
     other = fit(adversarial(model, epsilon=0.7), ratings, KEY).scores(jnp.arange(U))

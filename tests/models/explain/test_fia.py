@@ -12,7 +12,7 @@ import bilevel
 from models import als, autorec, bpr, lightgcn, multvae, ncf, rcf, wrmf
 from models.data import Interactions, sample
 from models.data.relations import Relations
-from models.explain import blocks, influences
+from models.explain import blocks, counterfactual, influences
 from models.explain.fia import bucket, variant_of
 from models.train import Fitted, begin, fit
 
@@ -289,6 +289,7 @@ def test_any_differentiable_recommender(make, variant):
     assert np.any(found.drop != 0)
     assert found.drop[0].tobytes() == found.drop[2].tobytes()
     assert not np.any(found.drop[0][:, found.history[0] < 0])
+    assert counterfactual(fitted, train, users, k=4).code.tolist() == found.code.tolist()
 
 
 @pytest.mark.slow
