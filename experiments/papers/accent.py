@@ -59,7 +59,7 @@ WORLDS: Mapping[str, World] = {
     "RCF": World(("accent", "pure-fia", "fia", "attention", "pure-attention"), 2, 10, 1, 2, 1),
 }
 RCF: Mapping[str, Any] = {"factors": 32, "attention": 8, "hidden": (32,), "max_history": 30}
-"""Half of ACCENT's widths and the latest 30 clicks: with its own settings one epoch takes minutes."""
+"""Half of ACCENT's widths or less and the latest 30 clicks, for speed: its own settings read every click of a user."""
 
 
 # ------------------------------------------------------------------------------------------------------- one cell

@@ -369,7 +369,7 @@ def table1_report(records: list[Record], folder: Path) -> Report:
         "best item of 60% of the users (2% on Yelp); similarity: mean cosine between two fake users",
         "NCR learns for 10 epochs (2 on Yelp), of Adam at the paper's rate; H-CARS looks at 64 users for each fake one "
         "and on Yelp chooses from the most clicked tenth; DL-Attack is left out on Yelp",
-        "RCF is half as wide as ACCENT's and reads the latest 30 clicks; that of the paper takes minutes an epoch",
+        "RCF is half as wide as ACCENT's and reads the latest 30 clicks, for speed",
         "no code of H-CARS was found: victims and surrogates have settings of ours where the paper gives none",
         *claims,
     ]
