@@ -4,7 +4,7 @@ Chen, Silvestri, Wang, Zhang, Tolomei, *The dark side of explanations: Poisoning
 examples*, SIGIR 2023, eqs 2-9. For a pair (u, x) with the explanation "without CF you would not see x":
 
     c = clause of all premises of u -> x,      c_CF = clause of the premises without CF -> x
-    L = L_fa + counterfactual * L_cf + logic * L_reg
+    L = L_fa + counterfactual * L_cf + logic * L_reg            sums over all clicks and over all explained pairs
 
     contrast     L_cf = -sum log sigmoid(-10 cos(c, c_CF))           the two sentences disagree
     false        L_cf = -sum log sigmoid(-10 cos(c_CF, 1))           the second is false
@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from bilevel import with_loss
 from models import ncr
@@ -54,8 +54,10 @@ def reasoner(
         surrogate: NCR to start from; None: `models.ncr.preset("hcars-ml")`.
         loss: how the sentences of a pair are to differ.
         counterfactual: lambda_1 >= 0; the paper has 0.76 on MovieLens and 0.68 on Yelp.
-        history: latest items of a user that are premises of the counterfactual sentences, >= 1.
-        batch: explained pairs of a step, drawn anew, >= 1.
+        history: latest items of a user that are premises of the counterfactual sentences, >= 1. A pair with no item of
+            its set among them says nothing and is left out, see `live`.
+        batch: explained pairs of a step, >= 1, drawn anew and weighed so that an epoch counts each pair once, as it
+            does each click.
 
     Raises:
         ValueError: a number outside its range, an unknown loss, another recommender than NCR.
@@ -78,15 +80,19 @@ def reasoner(
         raise ValueError(
             f"reasoner: surrogate={model!r}; expected models.ncr.ncr(...), which reasons by clauses"
         )
-    asked = _known(explanations)
+    asked = known_sets(explanations)
 
     def objective(params, x, data, ctx):
         plain = model.loss(params, x, data, ctx)
         if asked is None:
             return plain
-        pick = jax.random.randint(jax.random.fold_in(ctx.key, 1), (batch,), 0, len(asked.user))
+        there = live(data, asked, history).astype(plain.dtype)
+        pick = jax.random.choice(jax.random.fold_in(ctx.key, 1), len(there), (batch,), p=there)
         some = Asked(*(jnp.asarray(values)[pick] for values in asked))
-        return plain + counterfactual * jnp.sum(disagreement(params, data, some, history, loss))
+        clicks = data.item.shape[0]
+        steps = -(-clicks // min(model.config["batch"] or clicks, clicks))
+        share = counterfactual * jnp.sum(there) / (steps * batch)
+        return plain + share * jnp.sum(disagreement(params, data, some, history, loss))
 
     return dataclasses.replace(
         model,
@@ -99,12 +105,25 @@ def reasoner(
     )
 
 
-def _known(explanations: Explanations | None) -> Asked | None:
+def known_sets(explanations: Explanations | None) -> Asked | None:
     """Those with a set."""
     if explanations is None or not np.any(explanations.found):
         return None
     answers = (explanations.user, explanations.item, explanations.removed)
     return Asked(*(np.asarray(values)[np.asarray(explanations.found)] for values in answers))
+
+
+def live(data: ncr.Data, asked: Asked, history: int) -> Bool[Array, " N"]:
+    """Whether an item of each pair's set is among the premises: without one the two sentences are the same.
+
+    Args:
+        data: of NCR.
+        asked: N pairs and their sets.
+        history: latest items that are premises.
+    """
+    user = jnp.asarray(asked.user)
+    items, known = ncr.premises(data, user, data.start[user + 1], history)
+    return jnp.any(known[:, :, None] & (items[:, :, None] == jnp.asarray(asked.removed)[:, None]), (1, 2))
 
 
 def disagreement(

@@ -21,7 +21,7 @@ import numpy as np
 import attacks
 from attacks.attack import Attack
 from attacks.hcars import collect
-from attacks.reasoner import Disagreement, as_negatives, reasoner
+from attacks.reasoner import Disagreement, as_negatives, known_sets, live, reasoner
 from experiments import report
 from experiments.crafts import crafted
 from experiments.names import RELATIONS
@@ -239,7 +239,17 @@ def fakes_of(spec: Spec) -> tuple[Profiles, dict[str, Any]]:
     if told is not None:
         said |= {"asked": told.queries, "explained": int(told.found.sum())}
         said |= {"set_size": float(told.sizes[told.found].mean()) if told.found.any() else 0.0}
+    if told is not None and name.startswith("hcars"):
+        said["live"] = spoken(world, view, told)
     return profiles, said
+
+
+def spoken(world: str, view: Interactions, told: Explanations) -> float:
+    """The share of the explained sets of which the surrogate's premises hold an item."""
+    asked, surrogate = known_sets(told), surrogate_of("hcars", world, told)
+    if asked is None:
+        return 0.0
+    return float(jnp.mean(live(surrogate.prepare(view), asked, surrogate.config["history"])))
 
 
 def run(spec: Spec) -> dict[str, Any]:
@@ -264,14 +274,13 @@ def run(spec: Spec) -> dict[str, Any]:
 
 
 def table1_cells(quick: bool) -> list[Spec]:
-    """MovieLens, NCF, 3%, 80% visible, first seed; then seeds, other budgets, RCF, 30%, Yelp."""
+    """MovieLens, NCF, 3%, 80% visible, five seeds, slow crafts last; then other budgets, RCF, 30%, Yelp."""
     first: Place = ("ml", "NCF", 0.8)
     if quick:
         return [_cell(*first, name, 0.03, 0) for name in MAIN[:5]]
-    found = [_cell(*first, name, 0.03, 0) for name in (*MAIN, *MORE)]
-    found += [
-        _cell(*first, name, 0.03, seed) for seed in range(1, WORLDS["ml"].seeds) for name in (*MAIN, *MORE)
-    ]
+    seeds, slow = range(WORLDS["ml"].seeds), ("dl-attack", *MORE)
+    found = [_cell(*first, name, 0.03, seed) for seed in seeds for name in MAIN if name not in slow]
+    found += [_cell(*first, name, 0.03, seed) for seed in seeds for name in slow]
     places: list[Place] = [
         first,
         ("ml", "RCF", 0.8),

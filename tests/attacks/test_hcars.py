@@ -9,7 +9,7 @@ import pytest
 
 import attacks
 from attacks.hcars import Refit, better, collect, greedy, ideal, in_turn, learned
-from attacks.reasoner import Asked, as_negatives, disagreement, reasoner
+from attacks.reasoner import Asked, as_negatives, disagreement, live, reasoner
 from models import ncr
 from models.data import Interactions
 from models.explain.explanation import made
@@ -57,6 +57,29 @@ def alike(params, data, asked):
 
 
 ASKED = Asked(np.array([0, 0]), np.array([9, 10]), np.array([[1, 3], [2, -1]]))
+
+
+def test_an_epoch_counts_every_pair_once_whose_set_the_premises_hold(train, params):
+    """Beside plain NCR, lambda_1 times the mean cost of the live pairs, as many as there are, over an epoch's steps."""
+    plain = ncr.ncr(**SMALL)
+    data = plain.prepare(train)
+    own = np.asarray(data.item)[int(data.start[0]) : int(data.start[1])]
+    gone = [[own[-1], -1], [own[0], -1], [own[-2], own[-1]], [I - 1 if I - 1 not in own else 0, -1]]
+    told = made(np.zeros(4, int), np.full(4, 9), gone, np.full(4, 10))
+    asked = Asked(told.user, told.item, told.removed)
+    window = len(own) - 1  # the oldest item is no premise, and the last set was never clicked
+    assert live(data, asked, window).tolist() == [True, False, True, False]
+    model = reasoner(told, surrogate=plain, counterfactual=0.5, history=window, batch=20_000)
+    ctx = begin(plain, train, KEY).inner.final_context(KEY)
+    value = lambda model: jax.jit(lambda p: model.loss(p, jnp.zeros((0, I)), data, ctx))(params)
+    steps = -(-data.item.shape[0] // SMALL["batch"])
+    cost = jax.jit(lambda p: disagreement(p, data, asked, window, "contrast"))(params)
+    expected = 0.5 * (cost[0] + cost[2]) / steps
+    np.testing.assert_allclose(value(model) - value(plain), expected, rtol=0.02)
+    dead = made(np.zeros(1, int), np.full(1, 9), gone[1:2], np.full(1, 10))
+    np.testing.assert_allclose(
+        value(reasoner(dead, surrogate=plain, history=window)), value(plain), rtol=1e-6
+    )
 
 
 def test_the_losses_are_their_formulas_with_the_set_left_out(x64, train, params):
