@@ -8,6 +8,7 @@ import pytest
 import bilevel
 from models import ncr
 from models.data import Interactions
+from models.train import fit
 
 TRUE, FALSE = jnp.array([1.0, 0.0]), jnp.array([-1.0, 0.0])
 
@@ -88,6 +89,20 @@ def test_scores_are_ten_cosines_and_equal_the_definition(x64):
     for item in range(5):
         expected = 10 * ncr.cosine(logic.either(so_far, event(item)), logic.true)
         np.testing.assert_allclose(scores[0, item], expected, rtol=1e-10)
+
+
+@pytest.mark.slow
+def test_a_trained_score_hardly_knows_the_order_of_the_history(rng):
+    """The standard deviation of a score over orders of the same clicks, beside that over the items of a user."""
+    kind = np.arange(80) % 2
+    user, item = np.nonzero((rng.random((80, 30)) < 0.6) & (np.arange(30) % 2 == kind[:, None]))
+    made = lambda: Interactions.from_arrays(user, item, time=rng.permutation(len(user)), users=80, items=30)
+    fitted = fit(ncr.ncr(factors=8, epochs=40, batch=64), made(), jax.random.key(0))
+    model, none = fitted.model, jnp.zeros((0, 30))
+    read = jax.jit(lambda data: model.scores(fitted.params, none, data, jnp.arange(80)))
+    found = np.stack([np.asarray(read(model.prepare(made()))) for _ in range(6)])
+    over_orders, over_items = found.std(0).mean(), found.mean(0).std(1).mean()
+    assert 0 < over_orders < 0.5 * over_items, (over_orders, over_items)
 
 
 def test_the_loss_is_bpr_plus_the_laws(x64):

@@ -72,3 +72,28 @@ def test_the_loss_has_the_derivative_of_the_dense_loss_in_the_fake_rows(x64, rng
         step = np.zeros((F, I))
         step[f, i] = 1e-5
         np.testing.assert_allclose(slope[f, i], (at(step) - at(-step)) / 2e-5, rtol=1e-6)
+
+
+def rounds(Y, start, count):
+    """Fully rated data (exact in float32, in which ratings are kept), no fake rows, nothing taken off."""
+    user, item = np.indices(Y.shape).reshape(2, -1)
+    train = Interactions.from_arrays(user, item, Y.ravel(), users=len(Y), items=Y.shape[1], track="explicit")
+    data = pcmf.prepare(train, center=False)
+    params = {"user": jnp.asarray(start), "fake": jnp.zeros((0, start.shape[1]))}
+    step = lambda params, _: (
+        pcmf.refill(params, jnp.zeros((0, Y.shape[1])), data, None, updates=20, exponent=0.5),
+        None,
+    )
+    return np.asarray(
+        jax.jit(lambda params: jax.lax.scan(step, params, None, length=count)[0])(params)["user"]
+    )
+
+
+def test_rank_one_ends_at_the_projection_and_no_rank_passes_the_truncated_svd(x64, rng):
+    a, b = rng.integers(1, 9, U).astype(float), rng.integers(1, 9, I).astype(float)
+    u = rounds(np.outer(a, b), rng.uniform(0.1, 1, (U, 1)), 5)
+    np.testing.assert_allclose(u @ u.T, np.outer(a, a) / (a @ a), rtol=1e-10)
+    Y = rng.integers(1, 6, (U, I)).astype(float)
+    W = rounds(Y, rng.uniform(0.1, 1, (U, 2)), 50)
+    left = np.linalg.norm(np.linalg.svd(Y, compute_uv=False)[2:])
+    assert left <= np.linalg.norm(Y - W @ (W.T @ Y)) < np.linalg.norm(Y)
