@@ -2,7 +2,7 @@
 
     python benchmarks/influence.py --quick                # ML-100K size, 4 factors
     python benchmarks/influence.py                        # everything; goes on where it was stopped
-    python benchmarks/influence.py --asked vector --sizes ml-1m --factors 64 --again
+    python benchmarks/influence.py --asked vector --sizes ml-1m --factors 64 --methods cg --again
 
 The recommender is APT's matrix factorization of ratings, 15 epochs old (there APT asks for the first time). Two
 questions:
@@ -47,7 +47,7 @@ LAST = ("lissa-block", "dense")
 SMALL_ONLY = ("lissa-block",)  # 2,000 products over all ratings: not within minutes at MovieLens-1M size
 DAMPING = 1e-3
 """Of the Hessian of all parameters: APT's, 1/J of the published schedule. With 1e-4, the default of `models.explain`,
-it is not definite at this age (measured at 4 factors: smallest eigenvalue -1.5e-4), and the library says so.
+it is not definite at this age (measured at 4 factors, MovieLens-100K: smallest eigenvalue -1.5e-4).
 """
 BLOCK_DAMPING = {"fast": 1e-6, "user": 1e-2}
 TERMS = {"ml-100k": 1000, "ml-1m": 200}
@@ -67,6 +67,8 @@ class Options:
     """which data sizes"""
     factors: list[int] = field(default_factory=lambda: [4, 64])
     """factors of a user and of an item; 64 are APT's"""
+    methods: list[str] = field(default_factory=lambda: list(dict.fromkeys((*USER, *VECTOR))))
+    """which methods"""
     gigabytes: float = 4.0
     """a Hessian larger than this is said to be too large"""
     quick: bool = False
@@ -122,7 +124,7 @@ def tasks(options: Options) -> list[dict[str, Any]]:
         for count in factors
         for asked in options.asked
         for method in (USER if asked == "user" else VECTOR)
-        if size == "ml-100k" or method not in SMALL_ONLY
+        if method in options.methods and (size == "ml-100k" or method not in SMALL_ONLY)
     ]
     return sorted(found, key=lambda task: LAST.index(task["method"]) if task["method"] in LAST else -1)
 
@@ -278,7 +280,7 @@ def prepare(task: dict[str, Any], path: Path) -> None:
     from defenses.influence import smallest
     from models.train import fit, seen
 
-    train, source = apart.events_of(task, "explicit")
+    train, _ = apart.events_of(task, "explicit")
     fitted = fit(model_of(task), train, jax.random.key(0))
     degrees = np.asarray(train.degrees())
     user = int(np.argsort(degrees, kind="stable")[len(degrees) // 2])
@@ -294,7 +296,7 @@ def prepare(task: dict[str, Any], path: Path) -> None:
         answers[asked] = drops(of, v, user) if asked == "user" else vector(of, v, references)
         answers[f"{asked}_residual"] = residual
     part = path.with_suffix(".part.npz")
-    np.savez(part, source=source, **made, **{f"exact_{name}": value for name, value in answers.items()})
+    np.savez(part, **made, **{f"exact_{name}": value for name, value in answers.items()})
     part.replace(path)
 
 
@@ -346,19 +348,22 @@ def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
     from bilevel.devices import peak_rss
 
     clock, name = apart.pin(core)
-    at = world(task)
-    size = at.of.P.size + at.of.Q.size
+    train, source = apart.events_of(task, "explicit")
+    size = (train.users + train.items) * task["factors"]
     said = {
         "clock": name,
-        "source": str(at.made["source"]),
-        "ratings": len(at.of.user),
+        "source": source,
+        "ratings": int(train.count),
         "parameters": size,
         "gigabytes": 8 * size**2 / 1e9,
-        "history": int(np.sum(at.of.user == at.user)),
-        "exact_residual": float(at.made[f"exact_{task['asked']}_residual"]),
     }
     if task["method"] == "dense" and said["gigabytes"] > task["gigabytes"]:
         return {**said, "too_large": True}
+    at = world(task, train)
+    said |= {
+        "history": int(np.sum(at.of.user == at.user)),
+        "exact_residual": float(at.made[f"exact_{task['asked']}_residual"]),
+    }
     before = peak_rss()
     methods = {"dense": dense, "user": explain, "vector": vector_by}
     found, cost = methods["dense" if task["method"] == "dense" else task["asked"]](task, at, clock)
@@ -372,7 +377,7 @@ def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
     return said
 
 
-def world(task: dict[str, Any]) -> World:
+def world(task: dict[str, Any], train: Any) -> World:
     """The data and the trained model of a task."""
     import jax
     import jax.numpy as jnp
@@ -380,7 +385,6 @@ def world(task: dict[str, Any]) -> World:
     from models.train import Fitted, begin
 
     made = prepared(task)
-    train, _ = apart.events_of(task, "explicit")
     model = model_of(task)
     start = begin(model, train, jax.random.key(0))
     params = {**start.params, **{name: jnp.asarray(made[name]) for name in ("user", "item")}}

@@ -27,8 +27,12 @@ def task(asked, method):
     return {"asked": asked, "method": method, "events": EVENTS, "factors": 3, "gigabytes": 1.0}
 
 
+def world_of(benchmark, task):
+    return benchmark.world(task, benchmark.apart.events_of(task, "explicit")[0])
+
+
 def test_the_product_written_out_is_that_of_the_loss(benchmark, folder, x64):
-    at = benchmark.world(task("user", "dense"))
+    at = world_of(benchmark, task("user", "dense"))
     model, of = at.fitted.model, at.of
     params = {"user": jnp.asarray(of.P), "item": jnp.asarray(of.Q)}
     data = at.fitted.data._replace(rating=jnp.asarray(of.rating), sound=jnp.asarray(1.0))
@@ -53,7 +57,7 @@ def test_the_product_written_out_is_that_of_the_loss(benchmark, folder, x64):
 
 
 def test_exact_answers_solve_their_system_and_drops_are_those_of_two_losses(benchmark, folder):
-    at = benchmark.world(task("user", "dense"))
+    at = world_of(benchmark, task("user", "dense"))
     of, damping = at.of, benchmark.DAMPING
     b = benchmark.right_side(of, "user", at.user, at.item)
     v, residual = benchmark.minres(of, b, damping)
@@ -100,7 +104,7 @@ def test_the_published_schedule_is_the_truncated_series_of_the_blocks(benchmark,
     """With all ratings in a batch, by eigenvalue `(1 - (1 - h)^(J + 1)) / h`; drawn with replacement it is near it."""
     monkeypatch.setitem(benchmark.TERMS, "ml-100k", 30)
     monkeypatch.setattr(benchmark, "BATCH", 400_000)  # more than there are: as many as there are, drawn anew
-    at = benchmark.world(task("vector", "lissa-published"))
+    at = world_of(benchmark, task("vector", "lissa-published"))
     solver = benchmark.published(task("vector", "lissa-published"), at.fitted)
     g = jax.tree.map(jnp.ones_like, at.fitted.params)
     found = solver(lambda v: v, g).value
