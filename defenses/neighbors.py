@@ -143,8 +143,8 @@ def fap(train: Interactions, *, seeds: Bool[np.ndarray, " U"] | None = None, rou
 
     Args:
         train: interactions with the fake users among them.
-        seeds: users known to be fake, at least one; None: the five with the highest `duplicate`, so that nothing has
-            to be known.
+        seeds: users known to be fake, at least one; None: the five with the highest `duplicate` and whoever is level
+            with the fifth, so that nothing has to be known.
         rounds: steps of the walk, >= 1.
 
     Returns:
@@ -156,8 +156,11 @@ def fap(train: Interactions, *, seeds: Bool[np.ndarray, " U"] | None = None, rou
     from scipy.sparse import diags
 
     R = matrix(train)
-    alike = np.argsort(-duplicate(train), kind="stable")[:5] if seeds is None else []
-    held = np.isin(np.arange(R.shape[0]), alike) if seeds is None else np.asarray(seeds, bool)
+    if seeds is None:
+        alike = duplicate(train)
+        held = alike >= np.sort(alike)[-min(5, alike.size)]
+    else:
+        held = np.asarray(seeds, bool)
     if held.shape != (R.shape[0],) or not held.any() or rounds < 1:
         raise ValueError(
             f"fap: {held.sum()} seeds of shape {held.shape}, rounds={rounds}; expected some of ({R.shape[0]},), and "

@@ -1,8 +1,8 @@
 """Every defense against every attack on MovieLens-100K, and against an attacker who knows of it.
 
-RAPU's setting (see rapu.py): the attacker crafts on a view, the victim is WRMF trained on the true clicks and 3% fake
-users. Defenses: adversarial training (AT), adversarial poisoning training (APT, APT-rand), and leaving out the 5% of
-users that a detector finds most suspicious. The column "adaptive" is RevAdv whose surrogate has the defense inside:
+RAPU's setting (see rapu.py): the attacker crafts on a view, the victims are WRMF and NCF trained on the true clicks and
+3% fake users. Defenses: adversarial training (AT), adversarial poisoning training (APT, APT-rand), and leaving out the
+5% of users that a detector finds most suspicious. The row "adaptive" is RevAdv whose surrogate has the defense inside:
 a defense is only believed against that one. What a defense costs is seen in the row "none".
 """
 
@@ -38,21 +38,34 @@ from models.evaluation.detection import detection
 from models.recommender import Recommender
 from models.train import Fitted, fit
 
-ATTACKS = ("none", "random", "popular", "top-popular", "revadv", "rapu-r", "rapu-g-no-pgm", "adaptive")
+VICTIMS = ("WRMF", "NCF")
+ATTACKS = (
+    "none",
+    "random",
+    "popular",
+    "top-popular",
+    "pga",
+    "covis",
+    "srwa",
+    "revadv",
+    "rapu-r",
+    "rapu-g-no-pgm",
+    "adaptive",
+)
 FILTERS = ("knn", "pca", "popularity", "duplicate")
 DEFENSES = ("none", "at", "apt", "apt-rand", *(f"filter:{name}" for name in FILTERS))
 FRACTION, LEVEL, K = 0.03, 0.05, 50
 
 
 @functools.lru_cache
-def _model(preset: str) -> Recommender:
-    return registry.make("wrmf", preset)
+def _model(name: str, preset: str) -> Recommender:
+    return registry.make(name, preset)
 
 
 @functools.lru_cache
-def _hardened(defense: str, preset: str) -> Recommender | Defense:
+def _hardened(defense: str, name: str, preset: str) -> Recommender | Defense:
     """The model of a preset behind a defense of its training; a filter leaves it as it is."""
-    model = _model(preset)
+    model = _model(name, preset)
     epochs = model.config["epochs"]
     if defense == "at":
         return adversarial(model, epsilon=0.03)
@@ -71,16 +84,16 @@ def _hardened(defense: str, preset: str) -> Recommender | Defense:
 
 def _adaptive(defense: str, spec: Spec) -> Attack:
     """RevAdv against the surrogate with the defense inside; helpful users are those of one training of the attacker."""
-    preset = rapu.WORLDS["ml"].surrogate[1]
-    surrogate = _hardened(defense, preset)
+    own = rapu.WORLDS["ml"].surrogate
+    surrogate = _hardened(defense, *own)
     if isinstance(surrogate, Defense):
         view = rapu._view("ml", spec["seed"], 0.9, 0.1)
         _, told = surrogate.trace(view, jax.random.fold_in(jax.random.key(spec["seed"]), 7))
-        surrogate = apt_surrogate(_model(preset), told["rows"])
+        surrogate = apt_surrogate(_model(*own), told["rows"])
     if defense.startswith("filter:"):
         view = rapu._view("ml", spec["seed"], 0.9, 0.1)
         sought = suspicion.known(defense.removeprefix("filter:"), view, LEVEL)
-        surrogate = soft_filter(_model(preset), sought.score, cut=sought.cut, temperature=sought.temperature)
+        surrogate = soft_filter(_model(*own), sought.score, cut=sought.cut, temperature=sought.temperature)
     return attacks.revadv(
         surrogate,
         fakes=FRACTION,
@@ -111,7 +124,7 @@ def run(spec: Spec) -> dict[str, Any]:
     if spec["defense"] == "detectors":
         assert profiles is not None
         return {"detectors": scored(case, profiles)}
-    fitted, facts, kept = defended(spec["defense"], case, profiles)
+    fitted, facts, kept = defended(spec["defense"], spec.get("victim", VICTIMS[0]), case, profiles)
     if kept is not None:
         facts["kept_hr"] = exposed(fitted, case, kept)
     return {"victim": measured(fitted, case, k=K), **facts}
@@ -134,10 +147,10 @@ def scored(case: Case, profiles: Profiles) -> dict[str, dict[str, float]]:
 
 
 def defended(
-    defense: str, case: Case, profiles: Profiles | None
+    defense: str, victim: str, case: Case, profiles: Profiles | None
 ) -> tuple[Fitted, dict[str, Any], Bool[np.ndarray, " U"] | None]:
     """The victim behind a defense, and for a filter how many it flagged and which real users it kept."""
-    hardened = _hardened(defense, rapu.WORLDS["ml"].victims["WRMF"][1])
+    hardened = _hardened(defense, *rapu.WORLDS["ml"].victims[victim])
     if isinstance(hardened, Defense):
         data = case.train if profiles is None else inject(case.train, profiles)  # whom it is not told
         return hardened.fit(data, case.keys["victim"]), {}, None
@@ -159,15 +172,17 @@ def defended(
 
 
 def cells(quick: bool) -> list[Spec]:
-    """All defenses of an attack together; what detectors see comes last of a seed."""
+    """All defenses of an attack together; what detectors see after the victims of a seed."""
     names, seeds = (("none", "random", "top-popular"), 1) if quick else (ATTACKS, 3)
     found: list[Spec] = []
     for seed in range(seeds):
-        found += [
-            {"study": "defense-grid", "attack": attack, "defense": defense, "seed": seed}
-            for attack in names
-            for defense in (DEFENSES[:3] if quick else DEFENSES)
-        ]
+        for victim in VICTIMS[:1] if quick else VICTIMS:
+            found += [
+                {"study": "defense-grid", "attack": attack, "defense": defense, "seed": seed}
+                | ({} if victim == VICTIMS[0] else {"victim": victim})
+                for attack in names
+                for defense in (DEFENSES[:3] if quick else DEFENSES)
+            ]
         found += [
             {"study": "defense-grid", "attack": attack, "defense": "detectors", "seed": seed}
             for attack in names
@@ -180,22 +195,24 @@ def table(records: list[Record], folder: Path) -> Report:
     """A row an attack, a column a defense: target HR, and the recall that is left."""
     grid = _grid(records, lambda victim: victim["hr_any"])
     recall = _grid(records, lambda victim: victim["recall"])
-    header = ["attack", "seeds", *DEFENSES]
+    header = ["victim", "attack", "seeds", *DEFENSES]
     rows = []
-    for attack in ATTACKS:
-        mine = [grid.get((attack, defense), []) for defense in DEFENSES]
-        if any(mine):
-            rows.append([attack, str(max(map(len, mine))), *(report.interval(v, 3, "mean") for v in mine)])
-    clean = [recall.get(("none", defense), []) for defense in DEFENSES]
-    rows.append(
-        ["recall@50, no attack", str(max(map(len, clean))), *(report.interval(v, 3, "mean") for v in clean)]
-    )
+    for victim in VICTIMS:
+        for attack in ATTACKS:
+            mine = [grid.get((victim, attack, defense), []) for defense in DEFENSES]
+            if any(mine):
+                shown = (report.interval(v, 3, "mean") for v in mine)
+                rows.append([victim, attack, str(max(map(len, mine))), *shown])
+        clean = [recall.get((victim, "none", defense), []) for defense in DEFENSES]
+        if any(clean):
+            shown = (report.interval(v, 3, "mean") for v in clean)
+            rows.append([victim, "recall@50, no attack", str(max(map(len, clean))), *shown])
     notes = [
-        "target HR@50 (hr_any) of WRMF on MovieLens-100K, 3% fake users, means over seeds with 95% bootstrap intervals",
+        "target HR@50 (hr_any) on MovieLens-100K, 3% fake users, means over seeds with 95% bootstrap intervals",
         f"a filter leaves out the {LEVEL:.0%} of users with the highest scores, attacked or not; it is not told how "
         "many fakes there are",
-        "adaptive: RevAdv with the defense inside its surrogate: AT's change, the helpful users of one APT training, "
-        "the soft side of the filter's detector with the cut of the attacker's view",
+        "adaptive: RevAdv with the defense inside its surrogate (WRMF, whatever the victim): AT's change, the helpful "
+        "users of one APT training, the soft side of the filter's detector with the cut of the attacker's view",
         *_kept(records),
         *_seen(records),
     ]
@@ -204,11 +221,12 @@ def table(records: list[Record], folder: Path) -> Report:
 
 def _grid(
     records: list[Record], read: Callable[[dict[str, Any]], float]
-) -> dict[tuple[str, str], list[float]]:
-    found: dict[tuple[str, str], list[float]] = {}
+) -> dict[tuple[str, str, str], list[float]]:
+    found: dict[tuple[str, str, str], list[float]] = {}
     for record in records:
         if "victim" in record.result:
-            place = record.spec["attack"], record.spec["defense"]
+            victim = record.spec.get("victim", VICTIMS[0])
+            place = victim, record.spec["attack"], record.spec["defense"]
             found.setdefault(place, []).append(read(record.result["victim"]))
     return found
 
@@ -218,7 +236,7 @@ def _kept(records: list[Record]) -> list[str]:
     found: dict[str, dict[str, list[float]]] = {}
     for record in records:
         if "kept_hr" in record.result:
-            of = found.setdefault(record.spec["defense"], {})
+            of = found.setdefault(f"{record.spec.get('victim', VICTIMS[0])}, {record.spec['defense']}", {})
             of.setdefault(record.spec["attack"], []).append(record.result["kept_hr"])
     return [
         f"{defense}, of the users it left in: "
@@ -248,18 +266,20 @@ def _seen(records: list[Record]) -> list[str]:
     ]
 
 
-def _picture(grid: dict[tuple[str, str], list[float]], folder: Path) -> Path:
-    made, axes = report.figure(width=8, height=4.5)
-    values = np.array([[np.mean(grid.get((a, d), [np.nan])) for d in DEFENSES] for a in ATTACKS])
-    axes[0, 0].grid(visible=False)
-    shown = axes[0, 0].imshow(values, cmap="magma_r", vmin=0)
-    for (line, column), value in np.ndenumerate(values):
-        if np.isfinite(value):
-            color = "w" if value > 0.6 * np.nanmax(values) else "k"
-            axes[0, 0].text(column, line, f"{value:.3f}", ha="center", va="center", color=color, fontsize=7)
-    axes[0, 0].set_xticks(range(len(DEFENSES)), DEFENSES, rotation=40, ha="right", fontsize=8)
-    axes[0, 0].set_yticks(range(len(ATTACKS)), ATTACKS, fontsize=8)
-    made.colorbar(shown, label="target HR@50")
+def _picture(grid: dict[tuple[str, str, str], list[float]], folder: Path) -> Path:
+    made, axes = report.figure(1, len(VICTIMS), width=7, height=4.8)
+    for axis, victim in zip(axes[0], VICTIMS, strict=True):
+        values = np.array([[np.mean(grid.get((victim, a, d), [np.nan])) for d in DEFENSES] for a in ATTACKS])
+        axis.grid(visible=False)
+        shown = axis.imshow(values, cmap="magma_r", vmin=0, aspect="auto")
+        for (line, column), value in np.ndenumerate(values):
+            if np.isfinite(value):
+                color = "w" if value > 0.6 * np.nanmax(values) else "k"
+                axis.text(column, line, f"{value:.3f}", ha="center", va="center", color=color, fontsize=7)
+        axis.set_xticks(range(len(DEFENSES)), DEFENSES, rotation=40, ha="right", fontsize=8)
+        axis.set_yticks(range(len(ATTACKS)), ATTACKS, fontsize=8)
+        axis.set_title(victim)
+        made.colorbar(shown, label="target HR@50")
     return report.save(made, folder / "defense-grid.png")
 
 

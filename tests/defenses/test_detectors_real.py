@@ -202,9 +202,6 @@ def test_permuting_users_with_fakes_among_them_permutes_the_scores(track):
         np.testing.assert_allclose(again, scores[order], rtol=1e-5, atol=1e-8, err_msg=name)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="of equally similar users fap takes those with the lowest ids as its seeds"
-)
 def test_the_seeds_that_fap_finds_do_not_depend_on_the_order_of_the_users():
     """Similarity is mutual: the five most similar users nearly always leave a sixth, as similar as the fifth."""
     train = poisoned("implicit", "bandwagon")

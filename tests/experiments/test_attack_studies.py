@@ -168,8 +168,9 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     cells = defense_grid.cells(False)
     assert len({str(spec) for spec in cells}) == len(cells)
     made = defense_grid.table([record(spec) for spec in cells], tmp_path)
-    adaptive = next(row for row in made.rows if row[0] == "adaptive")
-    assert adaptive[2:5] == ["0.100 [0.100, 0.100]", "0.100 [0.100, 0.100]", "0.020 [0.020, 0.020]"]
-    assert made.rows[-1][2].startswith("0.410")
+    assert [row[0] for row in made.rows] == ["WRMF"] * 12 + ["NCF"] * 12
+    adaptive = next(row for row in made.rows if row[:2] == ["NCF", "adaptive"])
+    assert adaptive[3:6] == ["0.100 [0.100, 0.100]", "0.100 [0.100, 0.100]", "0.020 [0.020, 0.020]"]
+    assert made.rows[-1][3].startswith("0.410")
     assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
     assert made.pictures[0].stat().st_size > 1000
