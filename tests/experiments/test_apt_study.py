@@ -1,4 +1,4 @@
-"""Studies of APT: tables from records only, the order of the cells, and the golden values end to end (slow)."""
+"""Studies of APT: tables from records only, and the order of the cells. Golden values: tests/defenses/test_apt_golden.py."""
 
 from pathlib import Path
 
@@ -77,22 +77,3 @@ def test_ablation_and_figures(tmp_path):
     row = next(r for r in made.rows if r[:5] == ["size", "ml-100k", "random", "apt", "3%"])
     assert float(row[-1]) == pytest.approx(1.125, abs=0.01)
     assert made.pictures[0].exists()
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kind", "defense", "golden", "deviation"),
-    [
-        ("random", "none", 0.446, 0.043),
-        ("random", "apt-identity", 0.050, 0.012),
-        ("random", "apt-rand", 0.192, 0.041),
-        ("unpopular", "none", 0.910, 0.050),
-        ("unpopular", "apt-rand", 0.066, 0.036),
-    ],
-)
-def test_golden_values(data_dir, kind, defense, golden, deviation):
-    """Means of an independent NumPy version on the released split, Average attack; two of its standard deviations."""
-    spec = {"study": "x", "data": "ml-100k", "attack": "average", "targets": kind, "defense": defense}
-    found = apt.run({**spec, "seeds": 6})
-    assert abs(np.mean(found["hr_mean"]) - golden) < 2 * deviation
-    assert abs(np.mean(found["hr_test"]) - 0.21) < 0.03
