@@ -1,4 +1,4 @@
-"""Studies of APT: tables from records only, and the order of the cells. Golden values: tests/defenses/test_apt_golden.py."""
+"""Studies of APT: tables from records only, and the order of the cells (golden values: defenses/test_apt_golden.py)."""
 
 from pathlib import Path
 
