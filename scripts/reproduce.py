@@ -89,6 +89,7 @@ def main(
         f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records.",
         "",
     ]
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{study}.md").write_text("\n".join(text))
     print(f"written: {folder / f'{study}.md'}, {', '.join(map(str, made.pictures))}")
 
