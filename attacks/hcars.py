@@ -109,10 +109,9 @@ def hcars(
     for, answer at the level of genres or only about the account's own history, and do not explain to accounts that ask
     about others.
 
-    >>> train = Interactions.from_dense((jnp.arange(40).reshape(5, 8) % 3 == 0).astype(float))
     >>> attack = hcars(ncr.ncr(factors=4, epochs=1, batch=8), fakes=2, budget=3, climb=2, refine=1)
-    >>> attack(jax.random.key(0), train, jnp.array([1, 4])).to_rows().sum(axis=1).tolist()
-    [5.0, 5.0]
+    >>> attack.name, attack.steps, attack.threat.knowledge
+    ('hcars', 1, 'interactions')
     """
     config = {**locals()}
     model = reasoner() if surrogate is None else surrogate

@@ -113,7 +113,9 @@ def test_one_co_visit_less_does_not_do():
     assert checked > 20
 
 
-@pytest.mark.parametrize("place", [1, 2, 4, ITEMS - 2, ITEMS - 1, ITEMS + 3])
+@pytest.mark.parametrize(
+    "place", [2, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 4, ITEMS - 2, ITEMS - 1, ITEMS + 3))]
+)
 def test_what_a_target_has_to_beat_is_the_same_from_the_pairs_there_are(place):
     @jax.jit
     def both(train, target, over):

@@ -59,6 +59,7 @@ def alike(params, data, asked):
 ASKED = Asked(np.array([0, 0]), np.array([9, 10]), np.array([[1, 3], [2, -1]]))
 
 
+@pytest.mark.slow
 def test_an_epoch_counts_every_pair_once_whose_set_the_premises_hold(train, params):
     """Beside plain NCR, lambda_1 times the mean cost of the live pairs, as many as there are, over an epoch's steps."""
     plain = ncr.ncr(**SMALL)
@@ -138,6 +139,7 @@ def test_the_ideal_item_is_truer_within_its_bound(x64, train, params):
     assert float(after) == float(before)
 
 
+@pytest.mark.slow
 def test_greedy_takes_the_best_next_item_and_beats_random_ones(x64, params):
     h, moved = params["user"][0], params["item"][jnp.array([2, 7])]
     candidates = jnp.array([0, 1, 3, 4, 5, 6, 8, 9, 10, 11])

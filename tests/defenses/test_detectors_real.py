@@ -106,7 +106,17 @@ CLAIMS = {
 }
 
 
-@pytest.mark.parametrize(("track", "name"), CLAIMS, ids=map("-".join, CLAIMS))
+DEAR = (("explicit", "random"), ("implicit", "rapu-r"))
+"""Which take seconds to make."""
+
+
+@pytest.mark.parametrize(
+    ("track", "name"),
+    [
+        pytest.param(*claim, marks=[pytest.mark.slow] * (claim in DEAR), id="-".join(claim))
+        for claim in CLAIMS
+    ],
+)
 def test_detectors_find_what_the_attacks_say_finds_them(track, name):
     train = poisoned(track, name)
     for detector, least in CLAIMS[track, name].items():

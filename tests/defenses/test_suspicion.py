@@ -61,6 +61,7 @@ def test_derivatives(name, x64, rng, users):
     np.testing.assert_allclose(jnp.sum(jax.grad(total)(x) * way), slope, rtol=1e-5, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", suspicion.SOFT)
 def test_the_cut_takes_its_share_of_the_known_users_and_the_filter_those_above(name, users):
     train = Interactions.from_dense(users)

@@ -89,6 +89,7 @@ def rounds(Y, start, count):
     )
 
 
+@pytest.mark.slow
 def test_rank_one_ends_at_the_projection_and_no_rank_passes_the_truncated_svd(x64, rng):
     a, b = rng.integers(1, 9, U).astype(float), rng.integers(1, 9, I).astype(float)
     u = rounds(np.outer(a, b), rng.uniform(0.1, 1, (U, 1)), 5)
