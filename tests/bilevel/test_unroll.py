@@ -189,6 +189,7 @@ def test_forward_mode_where_it_is_defined(wrmf_problem, hypergradient):
         jax.jvp(lambda x: bilevel.unrolled(inner)(x, p.params0, p.data, jax.random.key(0)), (p.x,), (p.x,))
 
 
+@pytest.mark.slow
 def test_vmap_equals_loop(wrmf_problem):
     p, solve = wrmf_problem, bilevel.unrolled(wrmf_problem.inner(optax.adam(0.05), STEPS))
     gradient = jax.grad(lambda x, key: p.outer(solve(x, p.params0, p.data, key), x, p.data))

@@ -86,6 +86,7 @@ def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_models_of_clicks_and_an_attacker_who_knows(rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
     hard = adversarial(bpr(factors=2, epochs=2, batch=8), epsilon=0.5)

@@ -42,7 +42,7 @@ def close(a, b, tolerance=1e-12):
         np.testing.assert_allclose(x, y, rtol=tolerance, atol=tolerance * max(1, np.abs(y).max(initial=0)))
 
 
-@pytest.mark.parametrize("form", ["dense", "observed"])
+@pytest.mark.parametrize("form", [pytest.param("dense", marks=pytest.mark.slow), "observed"])
 def test_loss_gradient_and_scores_equal_the_network_as_flax_runs_it(drawn, form):
     matrix, x, network, params = drawn
     model = itemae.itemae(hidden=(6, 3), l2=0.2, form=form)

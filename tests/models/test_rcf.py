@@ -289,6 +289,7 @@ def test_padding_changes_nothing(problem):
 # ------------------------------------------------------------------------------------------------ training
 
 
+@pytest.mark.slow
 def test_loss_is_its_formula_on_the_pairs_and_triples_drawn(problem):
     data, params = problem
     weight, negatives = 0.3, 2
@@ -345,6 +346,7 @@ def test_gradients_equal_central_differences(problem, small_chunks):
     close(product, (both(flat + step * v)[1] - both(flat - step * v)[1]) / (2 * step), 1e-7)
 
 
+@pytest.mark.slow
 def test_a_step_is_adagrads_without_an_epsilon(problem):
     data, params = problem
     model = rcf.preset("accent", relations=RELATIONS, **{**SIZE, "epochs": 1, "batch": None})

@@ -278,6 +278,7 @@ def test_no_file_is_missing():
         "gru4rec",
         "mf",
         "ncr",
+        "rcf",
     }
     assert {case.split("-")[0] for case in CASES} == names | {"pcmf", "itemcf", "covisitation"}
-    assert len(CASES) == 36
+    assert len(CASES) == 38

@@ -70,7 +70,9 @@ def run_case(scores, seen, test, targets, **options):
     )
 
 
-@pytest.mark.parametrize(("ties", "users"), [("id", "all"), ("worst", "with_test")])
+@pytest.mark.parametrize(
+    ("ties", "users"), [("id", "all"), pytest.param("worst", "with_test", marks=pytest.mark.slow)]
+)
 def test_equals_the_oracle_on_5600_random_rankings(x64, rng, ties, users):
     cases = draw_cases(rng, 700)
     result = jax.jit(jax.vmap(lambda *case: run_case(*case, ties=ties, users=users)))(

@@ -164,6 +164,7 @@ TABLE = {
 RELATIONS = Relations.from_table(TABLE, 9)
 
 
+@pytest.mark.slow
 def test_the_history_part_of_rcf(x64):
     """A vector that cannot move: what is left is that the click is not read."""
     train = clicks(users=4)
