@@ -129,7 +129,13 @@ def slowly(*names):
 
 everyone = pytest.mark.parametrize("name", FAMILY)
 one_each = pytest.mark.parametrize("name", named())
-surrogates = pytest.mark.parametrize("name", named("pcmf"))  # whose signed root has no derivative at 0
+surrogates = pytest.mark.parametrize(
+    "name",
+    [
+        *named("pcmf", "ngcf"),
+        *slowly("ngcf"),
+    ],  # PCMF's signed root has no derivative at 0; NGCF is LightGCN and layers
+)
 # The scores of these read the fake rows themselves, beside the parameters.
 READS = (
     "als",
