@@ -9,9 +9,11 @@ from experiments.papers import (
     detectability,
     estimators,
     hcars,
+    hcars_fig2,
     ncf,
     peers,
     poisonrec,
+    poisonrec_updates,
     rapu,
     rapu_sweeps,
     revadv,
@@ -30,6 +32,7 @@ STUDIES: dict[str, Study] = {
         rapu,
         rapu_sweeps,
         poisonrec,
+        poisonrec_updates,
         detectability,
         defense_grid,
         estimators,
@@ -37,6 +40,7 @@ STUDIES: dict[str, Study] = {
         apt_figs,
         accent,
         hcars,
+        hcars_fig2,
     )
     for study in paper.STUDIES
 }

@@ -1,4 +1,4 @@
-"""H-CARS (Chen et al., SIGIR 2023), Table 1 and Fig. 2: attacks that read counterfactual explanations.
+"""H-CARS (Chen et al., SIGIR 2023), Table 1: attacks that read counterfactual explanations (Fig. 2: hcars_fig2.py).
 
 The victim trains on four fifths of the clicks; the attacker sees 80% or 30% of those, and an API explains to it why 60%
 of the users are recommended their best item (ACCENT's sets, of the victim without an attack). H-CARS reasons with them;
@@ -56,7 +56,6 @@ PAPER = {"dl-attack": "DL-Attack", "rapu-r": "RAPU-R", "hcars": "H-CARS", "bandw
 """Our names and the paper's; the others are ours."""
 ORDER = ("hcars", "rapu-r", "dl-attack", "bandwagon")
 """The paper's order, best first."""
-SURROGATES = ("hcars", "hcars-wo-cf", "wrmf", "hcars-false", "hcars-as-printed")
 LOSSES: Mapping[str, Disagreement] = {
     "hcars": "contrast",
     "hcars-refit": "contrast",
@@ -122,7 +121,7 @@ def case_of(world: str, seed: int) -> Case:
 
 
 @functools.lru_cache(maxsize=4)
-def _view(world: str, seed: int, visible: float) -> Interactions:
+def view_of(world: str, seed: int, visible: float) -> Interactions:
     """What the attacker sees."""
     return partial(visible)(case_of(world, seed).train, jax.random.fold_in(jax.random.key(seed), 2))
 
@@ -167,14 +166,15 @@ def trained(world: str, seed: int, victim: str, rows: np.ndarray | None) -> tupl
 
 
 @functools.lru_cache(maxsize=4)
-def _clean(world: str, seed: int, victim: str) -> tuple[Fitted, Interactions]:
+def clean(world: str, seed: int, victim: str) -> tuple[Fitted, Interactions]:
+    """The victim of a repetition without an attack, trained once."""
     return trained(world, seed, victim, None)
 
 
 @functools.lru_cache(maxsize=4)
 def explanations_of(world: str, seed: int, victim: str) -> Explanations:
     """What the API answers: without which clicks another item would be the best one, for a share of the users."""
-    fitted, data = _clean(world, seed, victim)
+    fitted, data = clean(world, seed, victim)
     real = jnp.arange(case_of(world, seed).train.users)
     best = np.asarray(top_k(fitted, real, 1, exclude=data))[:, 0]
     return collect(ExplanationAPI(fitted, data, k=1), best, share=WORLDS[world].asked, seed=seed)
@@ -219,7 +219,7 @@ def _untold(name: str, world: str) -> Attack:
 def fakes_of(spec: Spec) -> tuple[Profiles, dict[str, Any]]:
     """The fake users of a cell: the first ones of the craft at the largest number."""
     world, name, seed = spec["data"], spec["attack"], spec["seed"]
-    case, view = case_of(world, seed), _view(world, seed, spec["visible"])
+    case, view = case_of(world, seed), view_of(world, seed, spec["visible"])
     told = None
     if not name.endswith("-wo-cf") and name != "top-popular":
         told = explanations_of(world, seed, spec["victim"])
@@ -257,7 +257,7 @@ def run(spec: Spec) -> dict[str, Any]:
     world, seed, victim = spec["data"], spec["seed"], spec["victim"]
     case, facts = case_of(world, seed), {}
     if spec["attack"] == "none":
-        fitted, _ = _clean(world, seed, victim)
+        fitted, _ = clean(world, seed, victim)
     else:
         profiles, facts = fakes_of(spec)
         fitted, _ = trained(world, seed, victim, np.asarray(profiles.to_rows()))
@@ -475,103 +475,6 @@ def _picture(records: list[Record], folder: Path) -> Path:
     return report.save(made, folder / "hcars-table1.png")
 
 
-# ------------------------------------------------------------------------------------------------------- Fig. 2
-
-
-def fig2_cells(quick: bool) -> list[Spec]:
-    """MovieLens and NCF, by how much of the data the surrogate sees."""
-    base = {"study": "hcars-fig2", "data": "ml", "victim": "NCF"}
-    seeds, shares = (range(1), (0.8,)) if quick else (range(WORLDS["ml"].seeds), (0.8, 0.3, 0.5))
-    return [
-        {**base, "surrogate": name, "visible": visible, "seed": seed}
-        for seed in seeds
-        for visible in shares
-        for name in (SURROGATES[:3] if quick else SURROGATES)
-    ]
-
-
-def run_fig2(spec: Spec) -> dict[str, Any]:
-    """Train the surrogate on the view; of each user's ten best items, how many has the victim, how many are true."""
-    world, seed = spec["data"], spec["seed"]
-    case = case_of(world, seed)
-    told = None
-    if spec["surrogate"] not in ("hcars-wo-cf", "wrmf"):
-        told = explanations_of(world, seed, spec["victim"])
-    model = surrogate_of(spec["surrogate"], world, told)
-    view = _view(world, seed, spec["visible"])
-    fitted = jax.block_until_ready(fit(model, view, jax.random.fold_in(case.key, 5)))
-    users = jnp.arange(case.train.users)
-    victim, _ = _clean(world, seed, spec["victim"])
-    lists = [np.asarray(top_k(one, users, K, exclude=case.train)) for one in (victim, fitted)]
-    explained = {} if told is None else {"asked": told.queries, "explained": int(told.found.sum())}
-    return {
-        "p_at_10": fidelity(*lists),
-        "recall": measured(fitted, case, k=K)["recall"],
-        "victim_recall": measured(victim, case, k=K)["recall"],
-        **explained,
-    }
-
-
-def fidelity(one: np.ndarray, other: np.ndarray) -> float:
-    """Mean share of a user's list that is in its other list too.
-
-    >>> fidelity(np.array([[1, 2], [3, 4]]), np.array([[2, 5], [4, 3]]))
-    0.75
-    """
-    both = one[:, :, None] == other[:, None, :]
-    return float(both.any(2).mean())
-
-
-def fig2_report(records: list[Record], folder: Path) -> Report:
-    """P@10 of every surrogate by how much it sees, and what explanations add."""
-
-    def of(name: str, visible: float, metric: str = "p_at_10") -> Hits:
-        wanted = {"surrogate": name, "visible": visible}
-        return {
-            r.spec["seed"]: r.result[metric]
-            for r in records
-            if all(r.spec[key] == value for key, value in wanted.items())
-        }
-
-    shares = sorted({r.spec["visible"] for r in records})
-    rows, notes = [], []
-    for visible in shares:
-        for name in SURROGATES:
-            found = of(name, visible)
-            if found:
-                scores = [list(of(name, visible, metric).values()) for metric in ("p_at_10", "recall")]
-                means = [report.interval(values, 4, "mean") for values in scores]
-                rows.append([shown(visible), name, str(len(found)), *means])
-        for one, other in (("hcars", "hcars-wo-cf"), ("hcars", "wrmf")):
-            text = gap(of(one, visible), of(other, visible))
-            notes += [f"{shown(visible)} visible: P@10 of {one} - {other} = {text}"] if text else []
-    made, axes = report.figure()
-    for name in SURROGATES:
-        points = {share: of(name, share) for share in shares}
-        means = {100 * share: np.mean(list(v.values())) for share, v in points.items() if v}
-        axes[0, 0].plot(list(means), list(means.values()), "o-", label=name, markersize=4)
-    axes[0, 0].set(xlabel="visible clicks, %", ylabel="P@10", title="surrogates of NCF, MovieLens")
-    axes[0, 0].legend(frameon=False, fontsize=7)
-    notes = [
-        "P@10 is undefined in the paper and its figure prints no numbers; here the share of the victim's ten best "
-        "items that are among the surrogate's, mean over users, both without what the victim trained on",
-        "recall: Recall@10 of the surrogate on the held-out clicks; that of the victim is "
-        + report.interval(
-            [r.result["victim_recall"] for r in records if r.spec["surrogate"] == "wrmf"], 4, "mean"
-        ),
-        "hcars is the paper's H-CARS-CF with the contrasting loss; -false and -as-printed are the other readings of "
-        "eq. 8; NCR learns for 10 epochs, the paper does not say how long",
-        *notes,
-    ]
-    return Report(
-        "H-CARS, Fig. 2",
-        ["visible", "surrogate", "seeds", "P@10", "Recall@10"],
-        rows,
-        notes,
-        [report.save(made, folder / "hcars-fig2.png")],
-    )
-
-
 STUDIES = (
     Study(
         "hcars-table1",
@@ -580,13 +483,5 @@ STUDIES = (
         run,
         table1_report,
         (900, 8),
-    ),
-    Study(
-        "hcars-fig2",
-        "H-CARS, Fig. 2: how well surrogates know the victim's lists, with and without explanations",
-        fig2_cells,
-        run_fig2,
-        fig2_report,
-        (120, 6),
     ),
 )

@@ -201,10 +201,10 @@ def table3_cells(quick: bool) -> list[Spec]:
     AppGrad, which takes longer than all others together, comes when they are done.
     """
     if quick:
-        return [_cell("steam", "ItemPop", name, 0, 5) for name in ATTACKS]
+        return [cell("steam", "ItemPop", name, 0, 5) for name in ATTACKS]
     quick_ones = tuple(name for name in ATTACKS if name != "AppGrad")
     return [
-        _cell(data, ranker, attack, seed, STEPS)
+        cell(data, ranker, attack, seed, STEPS)
         for seed in range(3)
         for data, (_, _, ordered) in DATA.items()
         for names in (quick_ones, ("AppGrad",))
@@ -214,14 +214,16 @@ def table3_cells(quick: bool) -> list[Spec]:
     ]
 
 
-def _cell(data: str, ranker: str, attack: str, seed: int, steps: int) -> Spec:
+def cell(data: str, ranker: str, attack: str, seed: int, steps: int) -> Spec:
+    """The spec of a cell of Table III; only those that learn have steps and users."""
     spec = {"study": "poisonrec-table3", "data": data, "ranker": ranker, "attack": attack, "seed": seed}
     if attack in HEURISTICS or attack == "ConsLOP":
         return spec
     return {**spec, "steps": steps, "users": SAMPLE}
 
 
-def _values(records: list[Record], name: str, **wanted: Any) -> list[float]:
+def values_of(records: list[Record], name: str, **wanted: Any) -> list[float]:
+    """A result of the records whose specs have these values."""
     return [r.result[name] for r in records if all(r.spec.get(k) == v for k, v in wanted.items())]
 
 
@@ -231,7 +233,7 @@ def table3_report(records: list[Record], folder: Path) -> Report:
     for data, (_, paper, _) in DATA.items():
         for ranker in RANKERS:
             mine = {
-                attack: _values(records, "recnum", data=data, ranker=ranker, attack=attack)
+                attack: values_of(records, "recnum", data=data, ranker=ranker, attack=attack)
                 for attack in ATTACKS
             }
             if not any(mine.values()):
@@ -328,7 +330,7 @@ def designs_cells(quick: bool) -> list[Spec]:
     """The four action spaces on Steam."""
     rankers, steps = (("ItemPop",), 5) if quick else (("ItemPop", "PMF", "BPR"), STEPS)
     return [
-        {**_cell("steam", ranker, "PoisonRec", seed, steps), "study": "poisonrec-designs", "design": design}
+        {**cell("steam", ranker, "PoisonRec", seed, steps), "study": "poisonrec-designs", "design": design}
         for seed in range(1 if quick else 2)
         for ranker in rankers
         for design in DESIGNS
@@ -361,52 +363,6 @@ def designs_report(records: list[Record], folder: Path) -> Report:
 
 _SHOWN = (("recnum", 0), ("best", 0), ("share", 2))
 
-
-# ---------------------------------------------------------------------------------------- what an update depends on
-
-UPDATES: tuple[tuple[int, int | None], ...] = ((10, None), (10, 32), (100, None), (100, 32))
-"""Epochs and batch of an update (None: the model's own, more than the 400 clicks), which the paper does not state."""
-
-
-def updates_cells(quick: bool) -> list[Spec]:
-    """Rankers of sampled pairs on Clothing under four updates."""
-    rankers, steps = (("PMF",), 3) if quick else (("PMF", "BPR", "NeuMF", "NGCF"), 30)
-    return [
-        {
-            **_cell("steam" if quick else "clothing", ranker, attack, 0, steps),
-            "study": "poisonrec-updates",
-            "ft_epochs": epochs,
-            "ft_batch": batch,
-        }
-        for ranker in rankers
-        for epochs, batch in (UPDATES[:2] if quick else UPDATES)
-        for attack in ("Random", "Popular", "PoisonRec")
-    ]
-
-
-def updates_report(records: list[Record], folder: Path) -> Report:
-    """A row a ranker and an attack, a column an update."""
-    header = [
-        "data",
-        "ranker",
-        "attack",
-        *(f"{e} epochs, batch {'own' if b is None else b}" for e, b in UPDATES),
-    ]
-    rows = []
-    for place_ in dict.fromkeys((r.spec["data"], r.spec["ranker"], r.spec["attack"]) for r in records):
-        data, ranker, attack = place_
-        wanted = {"data": data, "ranker": ranker, "attack": attack}
-        mine = [_values(records, "recnum", **wanted, ft_epochs=e, ft_batch=b) for e, b in UPDATES]
-        paper = published("poisonrec", "table3", "values", DATA[data][1], ranker, attack)
-        rows.append([*place_, *(report.interval(v, 0, "mean") for v in mine), f"{paper:,}"])
-    notes = [
-        "RecNum of all users, one seed; the last column is the paper's, whose update is not stated",
-        "steps of PoisonRec: "
-        + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
-    ]
-    return Report("PoisonRec: epochs and batch of an update", [*header, "published"], rows, notes, [])
-
-
 STUDIES = (
     Study(
         "poisonrec-table3",
@@ -423,13 +379,5 @@ STUDIES = (
         run,
         designs_report,
         (120, 5),
-    ),
-    Study(
-        "poisonrec-updates",
-        "PoisonRec: what RecNum owes to the update, which the paper does not state",
-        updates_cells,
-        run,
-        updates_report,
-        (60, 5),
     ),
 )

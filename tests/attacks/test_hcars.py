@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import attacks
-from attacks.hcars import Refit, better, collect, greedy, ideal, in_turn, learned
+from attacks.hcars import better, collect, greedy, ideal
 from attacks.reasoner import Asked, as_negatives, disagreement, live, reasoner
+from attacks.refit import Refit, in_turn, learned
 from models import ncr
 from models.data import Interactions
 from models.explain.explanation import made
@@ -238,7 +239,7 @@ def test_in_turn_shows_each_group_what_was_made_before(train, params, monkeypatc
             {"saw": embedding["clause"][0, 0], "nines": jnp.sum(known == 9)},
         )
 
-    monkeypatch.setattr(importlib.import_module("attacks.hcars"), "learned", relearned)
+    monkeypatch.setattr(importlib.import_module("attacks.refit"), "learned", relearned)
     chosen, said = jax.jit(lambda: in_turn(refit, one, start, jax.random.split(KEY, 5), 2))()
     assert chosen.shape == (5, 2)
     assert said["saw"].tolist() == [0, 0, 8, 8, 16]  # two targets and two items each

@@ -11,6 +11,7 @@ from experiments.papers import (
     defense_grid,
     detectability,
     poisonrec,
+    poisonrec_updates,
     rapu,
     rapu_sweeps,
     revadv_gowalla,
@@ -119,7 +120,9 @@ def test_poisonrec_tables(tmp_path):
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
     assert {r[1] for r in made.rows} == set(poisonrec.DESIGNS)
-    made = poisonrec.updates_report([record(s) for s in poisonrec.updates_cells(False)], tmp_path)
+    made = poisonrec_updates.updates_report(
+        [record(s) for s in poisonrec_updates.updates_cells(False)], tmp_path
+    )
     assert [r[:3] for r in made.rows[:2]] == [["clothing", "PMF", "Random"], ["clothing", "PMF", "Popular"]]
     assert all(cell.startswith("100") for r in made.rows for cell in r[3:-1])
     assert poisonrec.place(100) == poisonrec.place(1) == 10

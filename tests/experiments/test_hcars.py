@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.crafts import crafted
-from experiments.papers import STUDIES, hcars
+from experiments.papers import STUDIES, hcars, hcars_fig2
 from experiments.record import Record
 from models.data import Interactions
 
@@ -101,7 +101,7 @@ def test_fig2_says_what_explanations_add(tmp_path):
             {"p_at_10": level.get(spec["surrogate"], 0.1), "recall": 0.1, "victim_recall": 0.2},
             {"seconds": 1.0},
         )
-        for spec in hcars.fig2_cells(False)
+        for spec in hcars_fig2.fig2_cells(False)
     ]
     made = STUDIES["hcars-fig2"].report(found, tmp_path)
     notes = "\n".join(made.notes)
