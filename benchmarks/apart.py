@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,22 @@ SIZES = {
     "gowalla": (13_149, 14_007, 535_610),
 }
 FOLDERS = {"gowalla": "gowalla-15core"}
+
+
+@dataclass
+class Options:
+    """What every benchmark of measurements apart has."""
+
+    core: int = 0
+    """the core that every measurement is pinned to, where the system can; -1: none"""
+    minutes: float = 4.0
+    """a measurement that takes longer is ended, and said to be"""
+    again: bool = False
+    """measure again what has a row"""
+    report_only: bool = False
+    """measure nothing; table and picture of the rows there are"""
+    out: Path = HERE / "results"
+    """folder of the rows (JSON) and the picture (PNG)"""
 
 
 def worker(script: str, task: dict[str, Any], core: int, seconds: float) -> dict[str, Any]:
@@ -48,13 +65,11 @@ def measured(
     script: str,
     path: Path,
     tasks: list[dict[str, Any]],
+    options: Options,
     *,
-    core: int,
-    minutes: float,
-    again: bool,
     note: Callable[[dict[str, Any], list[dict[str, Any]]], None],
 ) -> list[dict[str, Any]]:
-    """The rows of a file, with those of the tasks that have none (or an error, or all of them if `again`) measured.
+    """The rows of a file, with those of tasks that have none measured (or an error; all of them with `options.again`).
 
     `note(row, rows)` is called after each, to say and to write it.
     """
@@ -62,9 +77,9 @@ def measured(
     path.parent.mkdir(parents=True, exist_ok=True)
     for task in tasks:
         have = next((row for row in rows if row["task"] == task), None)
-        if have is not None and "error" not in have and not again:
+        if have is not None and "error" not in have and not options.again:
             continue
-        row = {"task": task, **worker(script, task, core, 60 * minutes), "load": load()}
+        row = {"task": task, **worker(script, task, options.core, 60 * options.minutes), "load": load()}
         rows = [row if other is have else other for other in rows] + ([row] if have is None else [])
         note(row, rows)
     return rows

@@ -54,7 +54,7 @@ ENOUGH = 3.0  # seconds of steps that are timed
 
 
 @dataclass
-class Options:
+class Options(apart.Options):
     """Options of the benchmark."""
 
     attacks: list[str] = field(default_factory=lambda: list(ATTACKS))
@@ -67,16 +67,6 @@ class Options:
     """PoisonRec's biased tree against one softmax, at 3,000 and 30,000 items"""
     quick: bool = False
     """ML-100K size, the smaller catalogs"""
-    core: int = 0
-    """the core that every measurement is pinned to, where the system can; -1: none"""
-    minutes: float = 4.0
-    """a measurement that takes longer is ended, and said to be"""
-    again: bool = False
-    """measure again what has a row"""
-    report_only: bool = False
-    """measure nothing; table and picture of the rows there are"""
-    out: Path = HERE / "results"
-    """folder of attacks.json and attacks.png"""
 
 
 def main(options: Options) -> None:
@@ -94,9 +84,7 @@ def main(options: Options) -> None:
         "attacks.py",
         path,
         [] if options.report_only else tasks(options),
-        core=options.core,
-        minutes=options.minutes,
-        again=options.again,
+        options,
         note=note,
     )
     console.print()

@@ -58,7 +58,7 @@ TOLERANCE = 1e-8
 
 
 @dataclass
-class Options:
+class Options(apart.Options):
     """Options of the benchmark."""
 
     asked: list[Literal["user", "vector"]] = field(default_factory=lambda: ["user", "vector"])
@@ -73,16 +73,6 @@ class Options:
     """a Hessian larger than this is said to be too large"""
     quick: bool = False
     """ML-100K size, 4 factors"""
-    core: int = 0
-    """the core that every measurement is pinned to, where the system can; -1: none"""
-    minutes: float = 4.0
-    """a measurement that takes longer is ended, and said to be"""
-    again: bool = False
-    """measure again what has a row"""
-    report_only: bool = False
-    """measure nothing; table and picture of the rows there are"""
-    out: Path = HERE / "results"
-    """folder of influence.json and influence.png"""
 
 
 def main(options: Options) -> None:
@@ -102,9 +92,7 @@ def main(options: Options) -> None:
             "influence.py",
             path,
             [] if options.report_only else tasks(options),
-            core=options.core,
-            minutes=options.minutes,
-            again=options.again,
+            options,
             note=note,
         )
     console.print()

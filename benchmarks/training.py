@@ -60,7 +60,7 @@ Side = Literal["ours", "implicit", "recbole"]
 
 
 @dataclass
-class Options:
+class Options(apart.Options):
     """Options of the benchmark."""
 
     models: list[str] = field(default_factory=lambda: list(MODELS))
@@ -73,16 +73,6 @@ class Options:
     """RecBole too; `implicit` is measured wherever it is installed"""
     quick: bool = False
     """ML-100K size, growth to 1e6"""
-    core: int = 0
-    """the core that every measurement is pinned to, where the system can; -1: none"""
-    minutes: float = 4.0
-    """a measurement that takes longer is ended, and said to be"""
-    again: bool = False
-    """measure again what has a row"""
-    report_only: bool = False
-    """measure nothing; table and picture of the rows there are"""
-    out: Path = HERE / "results"
-    """folder of training.json and training.png"""
 
 
 def main(options: Options) -> None:
@@ -100,9 +90,7 @@ def main(options: Options) -> None:
         "training.py",
         path,
         [] if options.report_only else tasks(options),
-        core=options.core,
-        minutes=options.minutes,
-        again=options.again,
+        options,
         note=note,
     )
     console.print()

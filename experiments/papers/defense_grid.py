@@ -267,8 +267,9 @@ def _seen(records: list[Record]) -> list[str]:
 
 
 def _picture(grid: dict[tuple[str, str, str], list[float]], folder: Path) -> Path:
-    made, axes = report.figure(1, len(VICTIMS), width=7, height=4.8)
-    for axis, victim in zip(axes[0], VICTIMS, strict=True):
+    victims = [victim for victim in VICTIMS if any(place[0] == victim for place in grid)]
+    made, axes = report.figure(1, max(1, len(victims)), width=7, height=4.8)
+    for axis, victim in zip(axes[0], victims):
         values = np.array([[np.mean(grid.get((victim, a, d), [np.nan])) for d in DEFENSES] for a in ATTACKS])
         axis.grid(visible=False)
         shown = axis.imshow(values, cmap="magma_r", vmin=0, aspect="auto")

@@ -137,7 +137,8 @@ def run(spec: Spec) -> dict[str, Any]:
     else:
         keys = jax.random.split(for_draws, DRAWS)
         clicks = jnp.stack([_clicks(attack(one, train, targets)) for one in keys])
-    rewards = jax.jit(box.rewards)(world, clicks, for_rewards).recnum
+    outcome = jax.jit(box.rewards)(world, clicks, for_rewards)
+    rewards = outcome.recnum
     aimed = np.isin(np.asarray(clicks), np.asarray(targets))
     share = aimed.mean()
     if spec["attack"] == "PoisonRec" and spec["seed"] == 0:
@@ -147,6 +148,7 @@ def run(spec: Spec) -> dict[str, Any]:
         "recnum": float(jnp.mean(rewards)),
         "draws": np.asarray(rewards).tolist(),
         "share": float(share),
+        "diverged": float(jnp.mean(outcome.lost)),
     }
 
 
@@ -273,6 +275,11 @@ def table3_report(records: list[Record], folder: Path) -> Report:
     ]
     for record in records:
         notes += [f"{record.spec['data']}: {text}" for text in record.result["notes"]]
+        if record.result.get("diverged", 0) > 0:
+            place_ = ", ".join(str(record.spec[name]) for name in ("data", "ranker", "attack"))
+            notes.append(
+                f"{place_}: the update broke the scores of {record.result['diverged']:.0%} of the users"
+            )
     notes += [
         f"{r.spec['data']}, {r.spec['ranker']}: PoisonRec's final policy clicks targets {r.result['share']:.0%} of the "
         f"time, {r.result['clicked'][0][1]:.0%} go to one item, {r.result['alternation']:.0%} of neighboring clicks "

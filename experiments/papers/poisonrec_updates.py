@@ -6,6 +6,7 @@ Cells run as in poisonrec.py, with other epochs and batches of the fine-tuning.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from experiments import report
 from experiments.papers.poisonrec import DATA, cell, run, values_of
@@ -47,13 +48,22 @@ def updates_report(records: list[Record], folder: Path) -> Report:
         wanted = {"data": data, "ranker": ranker, "attack": attack}
         mine = [values_of(records, "recnum", **wanted, ft_epochs=e, ft_batch=b) for e, b in UPDATES]
         paper = published("poisonrec", "table3", "values", DATA[data][1], ranker, attack)
-        rows.append([*place_, *(report.interval(v, 0, "mean") for v in mine), f"{paper:,}"])
+        broken = [_broken(records, **wanted, ft_epochs=e, ft_batch=b) for e, b in UPDATES]
+        shown = ["diverged" if bad else report.interval(v, 0, "mean") for v, bad in zip(mine, broken)]
+        rows.append([*place_, *shown, f"{paper:,}"])
     notes = [
         "RecNum of all users, one seed; the last column is the paper's, whose update is not stated",
+        "diverged: the update leaves scores that are no numbers; the learning rate is that of the model's own batch",
         "steps of PoisonRec: "
         + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
     ]
     return Report("PoisonRec: epochs and batch of an update", [*header, "published"], rows, notes, [])
+
+
+def _broken(records: list[Record], **wanted: Any) -> bool:
+    """Whether the update of a cell broke most users' scores: its RecNum of 0 says nothing of the attack."""
+    mine = [r.result for r in records if all(r.spec.get(k) == v for k, v in wanted.items())]
+    return any(result["diverged"] > 0.5 for result in mine)
 
 
 STUDIES = (

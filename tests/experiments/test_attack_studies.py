@@ -100,7 +100,13 @@ def test_gowalla_tables(tmp_path):
 
 def test_poisonrec_tables(tmp_path):
     def record(spec):
-        found: dict[str, Any] = {"recnum": 100.0, "clean": 5.0, "users": 50, "notes": ["order known"]}
+        found: dict[str, Any] = {
+            "diverged": 0.0,
+            "recnum": 100.0,
+            "clean": 5.0,
+            "users": 50,
+            "notes": ["order known"],
+        }
         if "steps" in spec:
             curve = np.linspace(0, 100, spec["steps"]).tolist()
             found |= {"mean_reward": curve, "target_share": curve, "best": 120.0, "share": 0.5}
@@ -120,11 +126,14 @@ def test_poisonrec_tables(tmp_path):
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
     assert {r[1] for r in made.rows} == set(poisonrec.DESIGNS)
-    made = poisonrec_updates.updates_report(
-        [record(s) for s in poisonrec_updates.updates_cells(False)], tmp_path
-    )
+    found = [record(s) for s in poisonrec_updates.updates_cells(False)]
+    for one in found:
+        one.result["diverged"] = float(one.spec["ranker"] == "BPR" and one.spec["ft_batch"] == 32)
+    made = poisonrec_updates.updates_report(found, tmp_path)
     assert [r[:3] for r in made.rows[:2]] == [["clothing", "PMF", "Random"], ["clothing", "PMF", "Popular"]]
-    assert all(cell.startswith("100") for r in made.rows for cell in r[3:-1])
+    assert all(cell.startswith("100") for r in made.rows if r[1] != "BPR" for cell in r[3:-1])
+    broken = next(r for r in made.rows if r[1] == "BPR")[3:-1]
+    assert [cell == "diverged" for cell in broken] == [False, True] * 2
     assert poisonrec.place(100) == poisonrec.place(1) == 10
     assert poisonrec.place(5000) == 500
 

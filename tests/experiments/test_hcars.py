@@ -48,8 +48,8 @@ def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_p
     assert f"{at}hcars - rapu-r = +0.998 {sure}, holds; paper: hcars ahead, same sign" in notes
     assert f"{at}rapu-r - dl-attack = -0.506 {sure}, is reversed; paper: rapu-r ahead, other sign" in notes
     assert f"{at}hcars - top-popular = -1.012" in notes
-    assert f"{at}means above top-popular: none" in notes
-    assert f"{at}means above no attack: top-popular, bandwagon, " in notes
+    assert f"{at}means above top-popular on the seeds they share: none" in notes
+    assert f"{at}means above no attack on the seeds they share: top-popular, bandwagon, " in notes
     assert Path(made.pictures[0]).stat().st_size > 1000
 
 
