@@ -10,6 +10,7 @@ from experiments.papers import (
     STUDIES,
     defense_grid,
     detectability,
+    detectors,
     poisonrec,
     poisonrec_updates,
     rapu,
@@ -164,9 +165,33 @@ def test_detectability_draws_the_first_seed(tmp_path):
     assert len(made.pictures) == 2
 
 
+def test_the_detectors_table_names_the_best_in_hindsight(tmp_path):
+    def record(spec):
+        values = lambda area: dict.fromkeys(detectors.NAMES, area)
+        seen = {
+            attack: {
+                **dict.fromkeys(detectors.DETECTORS, values(0.4)),
+                "knn": values(0.9 + spec["seed"] / 100),
+                detectors.LEARNED: values(0.1 if attack == "covis" else 0.95),
+            }
+            for attack in spec["attacks"]
+        }
+        return Record(spec, {"seen": seen, "attacks": {}}, ABOUT)
+
+    made = detectors.table([record(s) for s in detectors.cells(False)], tmp_path)
+    assert len(made.rows) == len(detectors.ATTACKS) * (len(detectors.DETECTORS) + 1)
+    assert next(r for r in made.rows if r[:2] == ["random", "knn"])[2:4] == ["3", "0.910 [0.900, 0.920]"]
+    claims = "\n".join(made.notes)
+    assert "attacks: knn 0.91 (0.91), supervised 0.84 (0.10)" in claims
+    assert "random supervised 0.95" in claims
+    assert "covis knn 0.91" in claims
+    made = detectors.table([record(s) for s in detectors.cells(True)], tmp_path)
+    assert {r[0] for r in made.rows} == set(detectors.ATTACKS[:3])
+
+
 def test_every_attack_study_is_known():
     names = {"rapu-table2", "rapu-table5", "rapu-figs", "revadv-fig5", "revadv-table2", "poisonrec-table3"}
-    assert names | {"poisonrec-designs", "detectability"} <= set(STUDIES)
+    assert names | {"poisonrec-designs", "detectability", "detectors"} <= set(STUDIES)
 
 
 def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
