@@ -68,7 +68,7 @@ def table(records: list[Record], folder: Path) -> Report:
     notes = [
         "means over seeds with 95% bootstrap intervals; no detector is told how many users are fake or who",
         "an area below 0.5: the fake users look less suspicious than the real ones do",
-        f"{LEARNED}: logistic regression on the ranks of all scores, learned from the other attacks on the same real users",
+        f"{LEARNED}: logistic regression on the ranks of all scores, learned from the other attacks on these users",
         *_best(areas, detectors),
     ]
     header = ["attack", "detector", "seeds", *NAMES.values()]
@@ -78,7 +78,7 @@ def table(records: list[Record], folder: Path) -> Report:
 
 def _best(areas: np.ndarray, detectors: tuple[str, ...]) -> list[str]:
     """Over the attacks there are: the best detector in hindsight, and each attack's own."""
-    there = np.isfinite(areas).all(1)
+    there = np.asarray(np.isfinite(areas).all(1))
     if not there.any():
         return []
     mean, least = areas[there].mean(0), areas[there].min(0)
