@@ -240,7 +240,14 @@ def greedy(
 
     Returns:
         item ids in the order they were chosen, and the objective at the end (of no premises at all, if B is 0).
+
+    Raises:
+        ValueError: fewer candidates than the budget.
     """
+    if candidates.shape[0] < budget:
+        raise ValueError(
+            f"greedy: budget={budget} of {candidates.shape[0]} candidates; expected at least as many candidates"
+        )
     system = ncr.logic_of(params)
     heads = ncr.event(params, h, moved)
     negated = system.negation(ncr.event(params, h, params["item"][candidates]))

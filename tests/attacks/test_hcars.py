@@ -162,6 +162,11 @@ def test_greedy_takes_the_best_next_item_and_beats_random_ones(x64, params):
     assert float(value) >= np.mean([worth(rng.permutation(candidates)[:4]) for _ in range(20)])
 
 
+def test_greedy_refuses_more_items_than_candidates(params):
+    with pytest.raises(ValueError, match="budget=3 of 2 candidates"):
+        greedy(params, params["user"][0], params["item"][:1], jnp.array([3, 4]), 3)
+
+
 @pytest.mark.slow
 def test_it_reports_what_it_did(train):
     found = made(np.array([0, 1]), np.array([9, 8]), [[1, 3], None], np.array([5, -1]))
