@@ -2,15 +2,15 @@
 
 from experiments.papers import (
     accent,
-    apt,
     apt_figs,
+    apt_tables,
     clean,
     defense_grid,
     detectability,
     detectors,
     estimators,
-    hcars,
     hcars_fig2,
+    hcars_table1,
     ncf,
     peers,
     poisonrec,
@@ -38,10 +38,10 @@ STUDIES: dict[str, Study] = {
         detectors,
         defense_grid,
         estimators,
-        apt,
+        apt_tables,
         apt_figs,
         accent,
-        hcars,
+        hcars_table1,
         hcars_fig2,
     )
     for study in paper.STUDIES

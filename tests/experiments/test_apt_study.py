@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.papers import STUDIES, apt, apt_figs
+from experiments.papers import STUDIES, apt, apt_figs, apt_tables
 from experiments.record import Record
 
 LEVEL = {"none": 0.5, "at": 0.4, "pcmf": 0.3, "apt-rand": 0.2, "apt": 0.05, "apt-own": 0.45}
@@ -21,7 +21,7 @@ def record(spec) -> Record:
 
 
 def test_table2_stands_beside_the_published_one(tmp_path):
-    made = STUDIES["apt-table2"].report([record(spec) for spec in apt.cells(False)], tmp_path)
+    made = STUDIES["apt-table2"].report([record(spec) for spec in apt_tables.cells(False)], tmp_path)
     row = next(r for r in made.rows if r[:3] == ["ml-100k", "unpopular", "average"])
     cells = dict(zip(made.header, row, strict=True))
     assert cells["none"].startswith("0.5")
@@ -42,7 +42,7 @@ def test_table2_stands_beside_the_published_one(tmp_path):
 def test_the_mean_ri_is_over_cells_that_all_columns_have(tmp_path):
     found = [
         record(spec)
-        for spec in apt.cells(False)
+        for spec in apt_tables.cells(False)
         if spec["data"] == "ml-100k" and (spec["attack"], spec["defense"]) != ("random", "apt")
     ]
     made = STUDIES["apt-table2"].report(found, tmp_path)
@@ -52,7 +52,7 @@ def test_the_mean_ri_is_over_cells_that_all_columns_have(tmp_path):
 
 
 def test_table3_compares_with_the_clean_model(tmp_path):
-    found = [record(spec) for spec in apt.cells(False, "apt-table3")]
+    found = [record(spec) for spec in apt_tables.cells(False, "apt-table3")]
     made = STUDIES["apt-table3"].report(found, tmp_path)
     assert "apt - clean = " in "\n".join(made.notes)
     row = next(r for r in made.rows if r[:3] == ["ml-100k", "random", "average"])
@@ -64,7 +64,7 @@ def test_cells_are_told_apart_and_the_small_data_come_first():
         cells = STUDIES[study].cells(False)
         assert len({str(spec) for spec in cells}) == len(cells)
         assert STUDIES[study].cells(True)[0]["seeds"] == 2
-    order = [spec["data"] for spec in apt.cells(False)]
+    order = [spec["data"] for spec in apt_tables.cells(False)]
     assert set(order[: order.index("ml-1m")]) == {"ml-100k", "filmtrust"}
 
 

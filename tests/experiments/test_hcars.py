@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments.crafts import crafted
-from experiments.papers import STUDIES, hcars, hcars_fig2
+from experiments.papers import STUDIES, hcars, hcars_fig2, hcars_table1
 from experiments.record import Record
 from models.data import Interactions
 
@@ -30,7 +30,7 @@ def record(spec) -> Record:
 
 def some(seeds: int) -> list[Record]:
     wanted = lambda spec: spec["data"] == "ml" and spec["victim"] == "NCF" and spec["seed"] < seeds
-    return [record(spec) for spec in hcars.table1_cells(False) if wanted(spec)]
+    return [record(spec) for spec in hcars_table1.table1_cells(False) if wanted(spec)]
 
 
 def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_path):
@@ -72,7 +72,7 @@ def test_cells_are_told_apart_and_the_informative_ones_come_first():
         cells = STUDIES[study].cells(False)
         assert len({str(spec) for spec in cells}) == len(cells)
         assert all(spec in cells for spec in STUDIES[study].cells(True))
-    cells = hcars.table1_cells(False)
+    cells = hcars_table1.table1_cells(False)
     first = cells[: 5 * len({*hcars.MAIN, *hcars.MORE})]
     assert [spec["attack"] for spec in first[:6]] == list(hcars.MAIN[:-1])
     assert {(s["data"], s["victim"], s.get("fraction", 0.03)) for s in first} == {("ml", "NCF", 0.03)}
