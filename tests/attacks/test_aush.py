@@ -154,6 +154,7 @@ def test_selected_items_are_those_the_audience_likes():
     assert liked(3) == [2, 4]  # user 2 alone likes item 3; of its items 2 is the most popular
 
 
+@pytest.mark.slow
 def test_profiles_are_pieces_of_real_users(rating, train, key):
     attack = attacks.aush(
         fakes=6, budget=5, selected=2, steps=2, track="explicit", ratings=GRID, goal="demote"

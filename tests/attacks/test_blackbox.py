@@ -142,6 +142,7 @@ def test_an_attack_plays_against_another_library(train, key):
     assert box.recnum() == played.history["best_reward"].max()
 
 
+@pytest.mark.slow
 def test_playing_is_asking_and_telling_with_demotion_as_the_negative(train, key):
     class Witness(attacks.Retrained):
         seen = ()

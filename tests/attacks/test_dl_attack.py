@@ -105,6 +105,7 @@ def test_delta_one_repeats_the_fillers_and_delta_zero_forbids_it_until_all_are_u
     assert rows[2][rows[:2].sum(0) == 0].sum() == 2
 
 
+@pytest.mark.slow
 def test_fake_users_are_made_in_turn(train, key):
     model = gmf(factors=2, epochs=2, batch=None, negatives=1, learning_rate=0.1)
     attack = attacks.dl_attack(

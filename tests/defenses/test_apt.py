@@ -117,6 +117,7 @@ def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
     assert np.corrcoef(rankdata(change), rankdata(rows @ influence))[0, 1] > 0.95  # Spearman
 
 
+@pytest.mark.slow
 def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
     model = small()
     at = point(model, train)

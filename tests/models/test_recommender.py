@@ -237,7 +237,7 @@ def test_hard_fake_rows_are_ordinary_users(x64, name):
     _same_loss(model, clicks(), poisoned, x, model.trainer(U, I, F).context(jax.random.key(4), 1))
 
 
-@pytest.mark.parametrize("name", ["bpr-full", "gmf", "neumf", "cml", "pmf", "lightgcn", "ngcf"])
+@pytest.mark.parametrize("name", ["bpr-full", "cml", "pmf", "lightgcn", *slowly("gmf", "neumf", "ngcf")])
 def test_hard_fake_rows_are_ordinary_users_to_sampled_losses_too(x64, name):
     """Every user lacks one item, which is then its only negative: nothing is left to chance."""
     model = FAMILY[name]
@@ -288,7 +288,17 @@ def test_vmap_over_keys_equals_a_loop(name):
     close(jax.vmap(f)(keys), jnp.stack([f(key) for key in keys]), 1e-4)
 
 
-@one_each
+LIKE_OTHERS = (
+    "multvae-revadv",
+    "ngcf",
+    "autorec-item",
+    "itemae-batches",
+    "plug-linen",
+    "cml",
+)  # fit trains them alike
+
+
+@pytest.mark.parametrize("name", [*named(*LIKE_OTHERS), *slowly(*LIKE_OTHERS)])
 def test_fit_learns_repeats_itself_and_passes_lost_events_on(name):
     model = FAMILY[name]
     first, second = (train.fit(model, events(name), jax.random.key(0)) for _ in range(2))

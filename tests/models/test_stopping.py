@@ -67,6 +67,7 @@ def test_it_stops_after_patience_and_keeps_the_best(parts):
     np.testing.assert_allclose(found.recall, done.history[best], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumes_to_the_same_bytes(parts, tmp_path):
     model = bpr.bpr(factors=3, epochs=8, batch=32)
     arguments = {"k": 5, "every": 1, "patience": 20}
