@@ -213,10 +213,24 @@ def table(records: list[Record], folder: Path) -> Report:
         "many fakes there are",
         "adaptive: RevAdv with the defense inside its surrogate (WRMF, whatever the victim): AT's change, the helpful "
         "users of one APT training, the soft side of the filter's detector with the cut of the attacker's view",
+        *_broken(recall),
         *_kept(records),
         *_seen(records),
     ]
     return Report("Defenses against attacks, MovieLens-100K", header, rows, notes, [_picture(grid, folder)])
+
+
+def _broken(recall: dict[tuple[str, str, str], list[float]]) -> list[str]:
+    """Defenses that cost more than half of the recall: there is no recommender left to attack."""
+    said = []
+    for (victim, attack, defense), values in recall.items():
+        whole = np.mean(recall.get((victim, "none", "none"), [np.nan]))
+        if attack == "none" and np.mean(values) < whole / 2:
+            said.append(
+                f"{victim} behind {defense} recommends nothing any more (recall {np.mean(values):.3f} of {whole:.3f}): "
+                "its hit rates say nothing about attacks"
+            )
+    return said
 
 
 def _grid(

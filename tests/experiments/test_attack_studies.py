@@ -211,3 +211,16 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert made.rows[-1][3].startswith("0.410")
     assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
     assert made.pictures[0].stat().st_size > 1000
+    assert "recommends nothing" not in "\n".join(made.notes)
+
+
+def test_the_grid_says_which_defense_leaves_no_recommender(tmp_path):
+    def record(spec):
+        recall = 0.05 if spec["defense"] == "at" and "victim" in spec else 0.45
+        return Record(spec, {"victim": {"hr_any": 0.1, "recall": recall}}, ABOUT)
+
+    cells = [spec for spec in defense_grid.cells(False) if spec["defense"] != "detectors"]
+    notes = defense_grid.table([record(spec) for spec in cells], tmp_path).notes
+    assert [note for note in notes if "recommends nothing" in note] == [
+        "NCF behind at recommends nothing any more (recall 0.050 of 0.450): its hit rates say nothing about attacks"
+    ]
