@@ -37,32 +37,46 @@ OF_RATINGS: Mapping[str, Detector] = {"mean-var": mean_var, "fmtd": fmtd}
 """Detectors that read ratings only."""
 
 
-def features(train: Interactions) -> Float[np.ndarray, "U N"]:
+def features(train: Interactions, without: Sequence[str] = ()) -> Float[np.ndarray, "U N"]:
     """The scores of all detectors that can read the data, a column each, as ranks in [0, 1] among these users.
+
+    Args:
+        train: interactions.
+        without: names of detectors whose scores are left out.
+
+    Raises:
+        ValueError: no detector has such a name.
 
     >>> features(Interactions.from_dense(np.tri(8))).shape
     (8, 11)
     """
     from scipy.stats import rankdata
 
+    unknown = [name for name in without if name not in DETECTORS and name not in OF_RATINGS]
+    if unknown:
+        raise ValueError(f"features: without={unknown}; there are: {', '.join({**DETECTORS, **OF_RATINGS})}")
     chosen = {**DETECTORS, **(OF_RATINGS if train.track == "explicit" else {})}
-    columns = [rankdata(detector(train)) for detector in chosen.values()]
+    columns = [rankdata(detector(train)) for name, detector in chosen.items() if name not in without]
     return (np.stack(columns, 1) - 1) / max(train.users - 1, 1)
 
 
-def supervised(known: Sequence[tuple[Interactions, Bool[np.ndarray, " U"]]]) -> Detector:
+def supervised(
+    known: Sequence[tuple[Interactions, Bool[np.ndarray, " U"]]], *, without: Sequence[str] = ()
+) -> Detector:
     """A detector learned from data whose fakes are known: logistic regression on `features`.
 
-    Test it on other attacks than those in `known`: on the same it only recognizes what it was shown.
+    Test it on other attacks than those in `known`: on the same it only recognizes what it was shown. What the attacks
+    share by chance, such as the length of their profiles, it recognizes as well: `without=["length-var"]` forbids it.
 
     Args:
         known: data sets with fake users and which users those are; all clicks or all ratings.
+        without: names of detectors it must not use.
 
     Returns:
         A detector like the others: log odds of being fake.
 
     Raises:
-        ValueError: nothing known, or a mask of another length.
+        ValueError: nothing known, a mask of another length, or an unknown name.
 
     Reference: classifiers on such features: Burke et al., KDD 2006. **Differs from the paper:** features are ranks, so
     that they carry over between data sets; classes are balanced.
@@ -73,10 +87,10 @@ def supervised(known: Sequence[tuple[Interactions, Bool[np.ndarray, " U"]]]) -> 
         raise ValueError(
             "supervised: expected at least one (train, fake) with one truth value a user of train"
         )
-    X = np.concatenate([features(train) for train, _ in known])
+    X = np.concatenate([features(train, without) for train, _ in known])
     y = np.concatenate([np.asarray(fake, bool) for _, fake in known])
     learned = LogisticRegression(class_weight="balanced", max_iter=1000).fit(X, y)
-    return lambda train: learned.decision_function(features(train))
+    return lambda train: learned.decision_function(features(train, without))
 
 
 def judged(detector: Detector, train: Interactions, real: int) -> Detection:

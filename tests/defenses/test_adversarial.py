@@ -69,6 +69,22 @@ def test_weight_0_is_plain_training_and_epsilon_0_twice_the_loss(x64, ratings):
     assert np.abs(np.asarray(other - plain)).max() > 1e-3
 
 
+def test_until_it_starts_the_training_is_plain(x64, ratings):
+    model = mf(factors=3, epochs=4, batch=5, learning_rate=0.1)
+    scores = lambda m, epochs: fit(
+        dataclasses.replace(m, trainer=lambda *sizes: cut(m.trainer(*sizes), epochs)), ratings, KEY
+    ).scores(jnp.arange(U))
+    cut = lambda inner, epochs: dataclasses.replace(inner, steps=epochs * inner.steps_per_epoch)
+    late = adversarial(model, epsilon=0.7, start=2)
+    np.testing.assert_allclose(scores(late, 2), scores(model, 2), rtol=1e-12)
+    assert np.abs(np.asarray(scores(late, 3) - scores(model, 3))).max() > 1e-3
+    np.testing.assert_allclose(
+        scores(adversarial(model, epsilon=0.7, start=9), 4), scores(model, 4), rtol=1e-12
+    )
+    with pytest.raises(ValueError, match="start=-1"):
+        adversarial(model, start=-1)
+
+
 def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings):
     model = mf(factors=3, epochs=1, batch=None)
     hard = adversarial(model, epsilon=0.2, weight=0.7)

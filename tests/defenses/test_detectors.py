@@ -169,6 +169,24 @@ def test_a_supervised_detector_finds_an_attack_it_was_not_shown(rng):
         detectors.supervised([])
 
 
+def test_a_learned_detector_reads_nothing_it_must_not(rng):
+    def attacked(budget):  # fake users are told by the number of their clicks, and by little else
+        fakes = np.zeros((5, 30))
+        for row in fakes:
+            row[rng.choice(30, budget, replace=False)] = 1
+        train = Interactions.from_dense(np.concatenate([np.asarray(world(rng).dense()), fakes]))
+        return train, np.arange(train.users) >= 40
+
+    train, _ = attacked(25)
+    whole, less = detectors.features(train), detectors.features(train, ["length-var"])
+    column = list(detectors.DETECTORS).index("length-var")
+    np.testing.assert_array_equal(np.delete(whole, column, 1), less)
+    longer = detectors.supervised([attacked(25)], without=["length-var"])
+    assert longer(train).shape == (45,)
+    with pytest.raises(ValueError, match="there are: rdma"):
+        detectors.features(train, ["length"])
+
+
 @given(seed=st.integers(0, 2**20))
 def test_judging_equals_brute_force(seed):
     rng = np.random.default_rng(seed)

@@ -172,14 +172,15 @@ def test_the_detectors_table_names_the_best_in_hindsight(tmp_path):
             attack: {
                 **dict.fromkeys(detectors.DETECTORS, values(0.4)),
                 "knn": values(0.9 + spec["seed"] / 100),
-                detectors.LEARNED: values(0.1 if attack == "covis" else 0.95),
+                "supervised": values(0.1 if attack == "covis" else 0.95),
+                "supervised-no-length": values(0.3),
             }
             for attack in spec["attacks"]
         }
         return Record(spec, {"seen": seen, "attacks": {}}, ABOUT)
 
     made = detectors.table([record(s) for s in detectors.cells(False)], tmp_path)
-    assert len(made.rows) == len(detectors.ATTACKS) * (len(detectors.DETECTORS) + 1)
+    assert len(made.rows) == len(detectors.ATTACKS) * len(detectors.SEEN_BY)
     assert next(r for r in made.rows if r[:2] == ["random", "knn"])[2:4] == ["3", "0.910 [0.900, 0.920]"]
     claims = "\n".join(made.notes)
     assert "attacks: knn 0.91 (0.91), supervised 0.84 (0.10)" in claims
