@@ -26,6 +26,8 @@ from jaxtyping import Array, Bool, Float, Int
 from attacks.objective import CELLS
 
 MStep = Literal["paper", "exact", "hard"]
+TINY = 1e-30
+"""The least density of a cell, as a share of its largest: an underflow would be 0/0."""
 
 
 class Ratios(NamedTuple):
@@ -57,6 +59,23 @@ class Fit(NamedTuple):
     ratios: Ratios
     iterations: Int[Array, ""]
     moved: Float[Array, ""]
+
+
+class Densities(NamedTuple):
+    """How likely each cell `(B, I)` of a block is, whatever the ratios: all over the larger of its two densities.
+
+    Attributes:
+        clicked: whether it is a click.
+        decent, noise: `N(r; predicted)` and `N(r; r_bar)`; the larger is 1.
+        one: 1, that is the mass of a zero that was removed.
+        log_larger: logarithm of the larger density.
+    """
+
+    clicked: Bool[Array, "B I"]
+    decent: Float[Array, "B I"]
+    noise: Float[Array, "B I"]
+    one: Float[Array, "B I"]
+    log_larger: Float[Array, "B I"]
 
 
 class Cells(NamedTuple):
@@ -145,11 +164,15 @@ def em(pgm: Pgm, matrix: Matrix, ratios: Ratios) -> Fit:
     True
     """
 
+    users = ratios.kappa_user.shape[0]
+    whole = _block(pgm, ratios) >= users
+    known = densities(pgm, matrix, jnp.arange(users, dtype=jnp.int32)) if whole else None
+
     def go_on(fit: Fit):
         return (fit.moved >= pgm.tolerance) & (fit.iterations < pgm.iterations)
 
     def iterate(fit: Fit) -> Fit:
-        new = _m_step(pgm, matrix, fit.ratios)
+        new = _m_step(pgm, matrix, fit.ratios, known)
         moved = [jnp.max(jnp.abs(a - b), initial=0) for a, b in zip(new, fit.ratios)]
         return Fit(new, fit.iterations + 1, jnp.max(jnp.stack(moved)))
 
@@ -157,8 +180,23 @@ def em(pgm: Pgm, matrix: Matrix, ratios: Ratios) -> Fit:
     return lax.while_loop(go_on, iterate, first)
 
 
-def e_step(pgm: Pgm, matrix: Matrix, ratios: Ratios, users: Int[Array, " B"]) -> Cells:
-    """What each cell of a block of users is, given the ratios; in logarithms.
+def densities(pgm: Pgm, matrix: Matrix, users: Int[Array, " B"]) -> Densities:
+    """What EM needs of the cells of a block of users; all of its exponentials are here, none in an iteration.
+
+    No density is below 1e-30 of the other, which decides what the ratios 0 and 1 leave undecided.
+    """
+    clicked, predicted = matrix.clicked(users), matrix.predicted(users)
+    r = clicked.astype(predicted.dtype)
+    decent, noise = _log_normal(r, predicted, pgm.sigma), _log_normal(r, matrix.r_bar, pgm.sigma)
+    larger = jnp.maximum(decent, noise)
+    share = lambda log: jnp.clip(jnp.exp(log - larger), TINY, 1 / TINY)
+    return Densities(clicked, share(decent), share(noise), share(jnp.zeros_like(larger)), larger)
+
+
+def e_step(
+    pgm: Pgm, matrix: Matrix, ratios: Ratios, users: Int[Array, " B"], known: Densities | None = None
+) -> Cells:
+    """What each cell of a block of users is, given the ratios.
 
     `M = G N(r; predicted) + (1 - G) N(r; r_bar)`; `kept = 1` at a click, else `K M / (K M + 1 - K)`;
     `decent = G N(r; predicted) / M`.
@@ -166,6 +204,7 @@ def e_step(pgm: Pgm, matrix: Matrix, ratios: Ratios, users: Int[Array, " B"]) ->
     Args:
         pgm, matrix, ratios: as in `em`.
         users: ids, `(B,)`.
+        known: the densities of the block, where they are known; None: they are computed.
 
     Returns:
         `Cells`; its likelihood is `K M` at a click, else `K M + 1 - K`.
@@ -175,15 +214,15 @@ def e_step(pgm: Pgm, matrix: Matrix, ratios: Ratios, users: Int[Array, " B"]) ->
     **Differs from the paper:** the misprint of eq. 3, see `Pgm`.
     """
     K, G = _averages(ratios, users)
-    clicked, predicted = matrix.clicked(users), matrix.predicted(users)
-    r = clicked.astype(predicted.dtype)
-    decent = jnp.log(G) + _log_normal(r, predicted, pgm.sigma)
-    either = jnp.logaddexp(decent, jnp.log1p(-G) + _log_normal(r, matrix.r_bar, pgm.sigma))
-    kept, removed = jnp.log(K) + either, jnp.log1p(-K)
+    cell = densities(pgm, matrix, users) if known is None else known
+    decent = G * cell.decent
+    either = decent + (1 - G) * cell.noise
+    kept, removed = K * either, (1 - K) * cell.one
+    log_kept = jnp.log(K) + jnp.log(either) + cell.log_larger
     return Cells(
-        jnp.where(clicked, 1, jax.nn.sigmoid(kept - removed)),
-        jnp.exp(decent - either),
-        jnp.where(clicked, kept, jnp.logaddexp(kept, removed)),
+        jnp.where(cell.clicked, 1, kept / (kept + removed)),
+        decent / either,
+        jnp.where(cell.clicked, log_kept, jnp.logaddexp(log_kept, jnp.log1p(-K))),
     )
 
 
@@ -224,11 +263,11 @@ class _Sums(NamedTuple):
     gamma_of: Array
 
 
-def _m_step(pgm: Pgm, matrix: Matrix, ratios: Ratios) -> Ratios:
+def _m_step(pgm: Pgm, matrix: Matrix, ratios: Ratios, known: Densities | None = None) -> Ratios:
     count = _exact_counts if pgm.m_step == "exact" else _paper_counts
 
     def add(total: _Sums, users, real):
-        cells = e_step(pgm, matrix, ratios, users)
+        cells = e_step(pgm, matrix, ratios, users, known)
         if pgm.m_step == "hard":
             cells = cells._replace(kept=(cells.kept > 0.5).astype(cells.kept.dtype))
         of_users, of_items = count(cells, ratios, users)
@@ -293,8 +332,8 @@ def _over_users(pgm: Pgm, ratios: Ratios, add: Callable[..., Any], total: Any) -
 
     The last block is filled up with the last user, where `real` is 0.
     """
-    users, items = ratios.kappa_user.shape[0], ratios.kappa_item.shape[0]
-    block = max(1, CELLS // items) if pgm.block is None else pgm.block
+    users = ratios.kappa_user.shape[0]
+    block = _block(pgm, ratios)
     dtype = ratios.kappa_user.dtype
     if block >= users:
         return add(total, jnp.arange(users, dtype=jnp.int32), jnp.ones(users, dtype))
@@ -305,6 +344,10 @@ def _over_users(pgm: Pgm, ratios: Ratios, add: Callable[..., Any], total: Any) -
 
     total, rows = lax.scan(body, total, jnp.arange(0, users, block, dtype=jnp.int32))
     return total, jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:])[:users], rows)
+
+
+def _block(pgm: Pgm, ratios: Ratios) -> int:
+    return max(1, CELLS // ratios.kappa_item.shape[0]) if pgm.block is None else pgm.block
 
 
 def _count(name: str, value: Any) -> None:
