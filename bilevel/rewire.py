@@ -17,12 +17,14 @@ from bilevel import trees
 from bilevel.inner import Aux, Inner, Structure, gradient_descent
 
 
-def with_loss(inner: Inner, loss: Callable[..., Array]) -> Inner:
+def with_loss(inner: Inner, loss: Callable[..., Array], structure: Structure | None = None) -> Inner:
     """The same loop (optimizer, steps, batches, auxiliary state) on another loss, such as one with a penalty added.
 
     Args:
       inner: made by `gradient_descent`.
       loss: `(params, x, data, ctx) -> scalar`.
+      structure: what the new loss has; that of the old one is dropped. Where the loss holds a part of itself constant,
+        a step follows a field that is no gradient, and `product` is the only way to its true adjoint.
 
     Raises:
       TypeError: a fixed-point loop, which has no loss.
@@ -39,7 +41,13 @@ def with_loss(inner: Inner, loss: Callable[..., Array]) -> Inner:
             f"with_loss: {inner!r} follows no gradient of a loss; expected a gradient_descent loop"
         )
     return gradient_descent(
-        loss, inner.optimizer, inner.steps, batches=inner.batches, aux=inner.aux, epoch=inner.epoch
+        loss,
+        inner.optimizer,
+        inner.steps,
+        batches=inner.batches,
+        aux=inner.aux,
+        structure=structure,
+        epoch=inner.epoch,
     )
 
 

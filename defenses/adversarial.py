@@ -5,12 +5,19 @@ of Wu et al. (APT), SIGIR 2021, eq. 2:
 
     Delta = epsilon g / |g|,  g = the gradient of L in an embedding, row by row
     minimize  L(theta) + weight L(theta + Delta),  Delta held constant
+
+A step follows the field `F = grad L(theta) + weight grad L(theta + Delta)`, which is the gradient of no function:
+whoever differentiates through the training needs its own adjoint. With `u = H(theta + Delta) v` and `D` the (symmetric)
+derivative of Delta in g,
+
+    d<F, v> = (H(theta), M(theta)) (v + weight D u) + weight (H, M)(theta + Delta) v
+
+for the parameters (H, second derivatives) and for fake rows (M, mixed derivatives): two products, and no new kind.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -18,7 +25,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float
 
-from bilevel import with_loss
+import bilevel
 from models.recommender import Params, Recommender, numbers
 
 
@@ -51,7 +58,8 @@ def adversarial(
 
     **Differs from the paper:** APR takes `g` without the L2 term and begins after BPR has converged (give `start`);
     APT's table names neither a weight nor a start: 1, and from the first epoch. An attack that differentiates through
-    the training takes the change `Delta` as constant in its rows, as the training does in the parameters.
+    the training has Delta's answer to its rows and to the parameters in its derivative, though a step holds it
+    constant. The implicit estimator needs a solver that does without symmetry (`gmres`).
 
     **What it does not stop:** small changes of parameters are not what injected users make; in APT's tables it lowers
     the target hit rate little. An attacker who knows of it uses `adversarial(surrogate)` as surrogate.
@@ -63,24 +71,7 @@ def adversarial(
     numbers("adversarial", 0, epsilon=epsilon, weight=weight)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"adversarial: start={start!r}; expected a number of epochs, an integer >= 0")
-    tables = tuple(tables)
-
-    def loss(params, x, data, ctx, since=0):
-        value, slope = jax.value_and_grad(model.loss)(
-            lax.stop_gradient(params), lax.stop_gradient(x), data, ctx
-        )
-        del value
-        moved = jax.tree.map(jnp.add, params, worst(slope, epsilon, tables))
-        much = weight if since == 0 else jnp.where(ctx.step < since, 0.0, weight)
-        return model.loss(params, x, data, ctx) + much * model.loss(moved, x, data, ctx)
-
-    def trainer(users, items, fakes, events=0):
-        inner = model.trainer(users, items, fakes, events)
-        try:
-            return with_loss(inner, functools.partial(loss, since=start * inner.steps_per_epoch))
-        except TypeError as problem:
-            raise ValueError(f"adversarial: {model.name} is not trained by gradient descent") from problem
-
+    hard = _Hard(model, epsilon, weight, start, tuple(tables))
     return dataclasses.replace(
         model,
         name=f"adversarial-{model.name}",
@@ -89,11 +80,89 @@ def adversarial(
             "epsilon": epsilon,
             "adversarial_weight": weight,
             "start": start,
-            "tables": tables,
+            "tables": hard.tables,
         },
-        loss=loss,
-        trainer=trainer,
+        loss=hard.loss_from(0),
+        trainer=hard.trainer,
     )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Hard:
+    """The hardened loss of a recommender and the loop that follows it."""
+
+    model: Recommender
+    epsilon: float
+    weight: float
+    start: int
+    tables: tuple[str, ...]
+
+    def change(self, slope: Params) -> Params:
+        """Delta of a gradient."""
+        return worst(slope, self.epsilon, self.tables)
+
+    def much(self, ctx, first: int):
+        """The weight of the second part at a step."""
+        return self.weight if first == 0 else jnp.where(ctx.step < first, 0.0, self.weight)
+
+    def loss_from(self, first: int):
+        """The loss whose second part begins at step `first`; its gradient holds Delta, derivatives of that do not."""
+        model = self.model
+
+        def parts(params, x, data, ctx, delta):
+            moved = jax.tree.map(jnp.add, params, delta)
+            return model.loss(params, x, data, ctx) + self.much(ctx, first) * model.loss(moved, x, data, ctx)
+
+        def delta(params, x, data, ctx):
+            return self.change(jax.grad(model.loss)(params, x, data, ctx))
+
+        @jax.custom_jvp
+        def loss(params, x, data, ctx):
+            return parts(params, x, data, ctx, delta(params, x, data, ctx))
+
+        @loss.defjvp
+        def _(at, along):
+            held = delta(*at)
+            return jax.jvp(lambda params, x, data: parts(params, x, data, at[3], held), at[:3], along[:3])
+
+        return loss
+
+    def product(self, inner: bilevel.Inner, first: int):
+        """The adjoint of the field in the head of this file, for parameters and fake rows."""
+        loss = self.model.loss
+        twice = inner.structure.product or (
+            lambda params, x, data, ctx, v: bilevel.hessian_and_cross(loss, params, x, v, data, ctx)
+        )
+
+        def product(params, x, data, ctx, v):
+            slope = jax.grad(loss)(params, x, data, ctx)
+            there = twice(jax.tree.map(jnp.add, params, self.change(slope)), x, data, ctx, v)
+            turned = jax.jvp(self.change, (slope,), (there[0],))[1]
+            plus = lambda a, b: jax.tree.map(lambda one, more: one + self.much(ctx, first) * more, a, b)
+            return plus(twice(params, x, data, ctx, plus(v, turned)), there)
+
+        return product
+
+    def trainer(self, users: int, items: int, fakes: int, events: int = 0) -> bilevel.Inner:
+        """The model's loop on the hardened loss."""
+        inner = self.model.trainer(users, items, fakes, events)
+        first = self.start * inner.steps_per_epoch
+        structure = bilevel.Structure(product=self.product(inner, first))
+        try:
+            hard = bilevel.with_loss(inner, self.loss_from(first), structure)
+        except TypeError as problem:
+            raise ValueError(
+                f"adversarial: {self.model.name} is not trained by gradient descent"
+            ) from problem
+
+        def pull(state, saved, x, data, ctx, bar, wants):
+            if wants.data:
+                raise TypeError(
+                    "adversarial: no derivative with respect to data; pass what is differentiated as x"
+                )
+            return hard.pull(state, saved, x, data, ctx, bar, wants)
+
+        return dataclasses.replace(hard, pull=pull)
 
 
 def worst(slope: Params, epsilon: float, tables: Sequence[str]) -> Params:
@@ -111,7 +180,7 @@ def worst(slope: Params, epsilon: float, tables: Sequence[str]) -> Params:
         if not any(getattr(key, "key", None) in tables for key in path):
             return jnp.zeros_like(g)
         found.append(path)
-        return lax.stop_gradient(epsilon * _unit(g))
+        return epsilon * _unit(g)
 
     change = jax.tree_util.tree_map_with_path(one, slope)
     if not found:
@@ -121,5 +190,5 @@ def worst(slope: Params, epsilon: float, tables: Sequence[str]) -> Params:
 
 
 def _unit(g: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    norm = jnp.sqrt(jnp.sum(g**2, -1, keepdims=True))
-    return jnp.where(norm > 0, g / jnp.where(norm > 0, norm, 1), 0)
+    square = jnp.sum(g**2, -1, keepdims=True)
+    return jnp.where(square > 0, g * lax.rsqrt(jnp.where(square > 0, square, 1)), 0)

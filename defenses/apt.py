@@ -11,13 +11,15 @@ training*, SIGIR 2021, eqs 3-5 and Algorithm 1; settings of the released code (D
         train on D and these users
 
 With `L(z) = (1/I) sum_j (z_j - s_zj)^2` over the scores of an existing user, `I_j = 2 / (n I) (J v)_zj`, `v = H^-1 grad
-L_ER`: the scores' derivative along `v`, one forward-mode product for all items, whatever the recommender is.
+L_ER`: the scores' derivative along `v`, one forward-mode product for all items, whatever the recommender is. On clicks
+the row's mean is taken off I: a shift of all scores of a user changes no list, and a click brings with it cells of the
+same user without one (all of them, or a sample).
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -26,6 +28,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.core import Tracer
 from jaxtyping import Array, Float, Key
 
 import bilevel
@@ -39,6 +42,49 @@ from models.train import Fitted, Start, begin, fit
 Selection = Literal["influence", "random"]
 
 
+@dataclass(frozen=True)
+class Helpers:
+    """The settings of `apt`: how many helpful users, from when on, how often, and how they are made."""
+
+    users: int | float
+    items: int
+    temperature: float
+    pretrain: int
+    every: int
+    bonus: float
+    grid: tuple[float, float] | None
+    selection: Selection
+    solver: Solver | bilevel.LinearSolver
+    risk: Risk
+    references: int
+
+    def renewed(self, model: Recommender, at: Point, key: Array, level: Any, number: int):
+        """New helpful users (n, I) in the unit of the data, the influences behind them, and the solver's code."""
+        if self.selection == "random":
+            influence, code = -jnp.ones(at.train.items), jnp.zeros((), jnp.int32)
+        else:
+            influence, code = influence_vector(
+                model,
+                at,
+                solver=self.solver,
+                risk=self.risk,
+                references=self.references,
+                highest=model.config.get("highest", 1.0),
+            )
+            influence = influence if self.grid is not None else influence - jnp.mean(influence)
+        rows = helpful.rows(
+            key,
+            influence,
+            level,
+            number,
+            items=self.items,
+            temperature=self.temperature,
+            bonus=0.0 if self.selection == "random" else self.bonus,
+            grid=self.grid,
+        )
+        return rows, influence, code
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Defense:
     """A way to train a recommender on data that may be poisoned. Made by `apt`.
@@ -49,12 +95,14 @@ class Defense:
         trace: `(train, key, clean=None) -> (Fitted, told)`: the last helpful users as (n*, I) `rows` in the unit of the
             data, and of each renewal the share of items with `negative` influence, the solver's `code`, and `items`
             that a helpful user rates.
+        helpers: who they are and when they are renewed.
     """
 
     name: str
     config: Mapping[str, Any]
     model: Recommender
     trace: Callable[..., tuple[Fitted, dict[str, Array]]]
+    helpers: Helpers
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "config", MappingProxyType(dict(self.config)))
@@ -97,29 +145,34 @@ def apt(
         users: helpful users n*, or a fraction of the real users in (0, 1); 0: plain training.
         items: m* >= 1, items that each of them rates; fewer where fewer have a negative influence.
         temperature: t >= 0; the most negative item is drawn with weight `e^t`; of no effect on "random".
-        pretrain: T_pre >= 0, epochs before the first helpful users.
+        pretrain: T_pre, epochs before the first helpful users, an integer >= 0.
         every: T_inter >= 1, epochs between two renewals.
         bonus: r_+ >= 0, in units of a rating, added after rounding; of no effect on "random" and on clicks.
         grid: largest rating and step of the grid, for ratings; None: clicks, which helpful users simply make.
         selection: "influence", or "random": APT-rand, uniform over all items and without the bonus.
-        solver: how `H^-1` is applied: "cg" (damping 1e-3, 100 steps), "gauss_newton" (CG on the positive part of H, for
-            factor models), "lissa" (1000 steps, scale 1), "lissa_block" (the same with the products between different
-            parameters left out, as in the code), "identity" (the plain gradient); or any solver of `bilevel`.
-        risk: "code": `sigmoid(L)`, parallel to the training loss; "paper": `sum sigmoid(e^2)` over the observed cells.
-        references: users z of smallest norm whose influences are summed, >= 1.
+        solver: how `H^-1` is applied: "cg" (damping 1e-3, 100 steps; at negative curvature the plain gradient is taken
+            instead), "gauss_newton" (CG on the positive part of H, for `mf`), "lissa" (1000 steps, scale 1),
+            "lissa_block" (the same with the products between different parameters left out, as in the code), "identity"
+            (the plain gradient); or any solver of `bilevel`.
+        risk: "code": `sigmoid(L)`, which is to say the direction of the training loss; "paper": `sum sigmoid(e^2)` over
+            the observed cells.
+        references: users z of smallest norm whose influences are summed, >= 1. Solver, risk and references are of no
+            effect on "random".
 
     Returns:
-        A `Defense`.
+        A `Defense`. A training in which no item has a negative influence, so that nobody helps, warns.
 
     Raises:
-        ValueError: a number outside its range, more references than users, a training without epochs left.
+        ValueError: a number outside its range, more references than users, a training without epochs left, a
+            recommender that follows no gradient.
 
     Reference: Wu et al., SIGIR 2021, Algorithm 1; its released code for ten references, min-max scaling and rounding.
 
     **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in the
     ablation the choice changes nothing measurable. A rating of 0, which the code can draw with "random", becomes the
-    lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, and a model with a
-    loss over all cells (WRMF) sees users without a click before the first renewal.
+    lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an influence counts as
+    negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users without a click
+    before the first renewal.
 
     **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
@@ -127,7 +180,7 @@ def apt(
 
     **What it does not stop:** attackers with the shortest profiles become the reference users z, whose interest the
     helpful users then serve. It weakens attacks whose fillers are ordinary; popular fillers and an attacker who adds
-    what the helpful users take away (see `apt_surrogate`) have to be measured.
+    what the helpful users take away (see `defenses.helped`) have to be measured.
 
     >>> from models.mf import mf
     >>> train = Interactions.from_arrays([0, 1, 1], [0, 0, 1], [5.0, 3.0, 1.0], track="explicit")
@@ -138,22 +191,18 @@ def apt(
     """
     config = {name: value for name, value in locals().items() if name != "model"}
     counts("apt", items=items, every=every, references=references)
-    numbers("apt", 0, temperature=temperature, bonus=bonus, users=users, pretrain=pretrain)
+    numbers("apt", 0, temperature=temperature, bonus=bonus, users=users)
+    if isinstance(pretrain, bool) or not isinstance(pretrain, int) or pretrain < 0:
+        raise ValueError(f"apt: pretrain={pretrain!r}; expected a number of epochs, an integer >= 0")
     one_of("apt", "selection", selection, get_args(Selection))
     one_of("apt", "risk", risk, get_args(Risk))
     if not isinstance(solver, bilevel.LinearSolver):
         one_of("apt", "solver", solver, get_args(Solver))
     highest = model.config.get("highest", 1.0)
-    drawn = functools.partial(
-        helpful.rows,
-        items=items,
-        temperature=temperature,
-        bonus=0.0 if selection == "random" else bonus,
-        grid=grid,
-    )
+    helpers = Helpers(**config)
 
     def trace(train: Interactions, key: Array, clean: Interactions | None = None):
-        number = _number(users, train.users)
+        number = number_of(users, train.users)
         if number and (references > train.users or items > train.items):
             raise ValueError(
                 f"apt: references={references}, items={items}; the data have {train.users} users and "
@@ -169,7 +218,9 @@ def apt(
                 f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
                 "the largest rating of the data"
             )
-        return _train(train, key, train if clean is None else clean, number)
+        fitted, told = _train(train, key, train if clean is None else clean, number)
+        _warn(model, told)
+        return fitted, told
 
     @functools.partial(jax.jit, static_argnums=3)
     def _train(train: Interactions, key: Array, clean: Interactions, number: int):
@@ -181,19 +232,9 @@ def apt(
         level = None if grid is None else helpful.levels(clean, grid[0])
 
         def renew(params, at):
-            draw_key = jax.random.fold_in(for_draws, at)
-            if selection == "random":
-                influence, code = -jnp.ones(train.items), jnp.zeros((), jnp.int32)
-            else:
-                influence, code = influence_vector(
-                    model,
-                    Point(start, params, nobody, train),
-                    solver=solver,
-                    risk=risk,
-                    references=references,
-                    highest=highest,
-                )
-            rows = drawn(draw_key, influence, level, number)
+            rows, influence, code = helpers.renewed(
+                model, Point(start, params, nobody, train), jax.random.fold_in(for_draws, at), level, number
+            )
             said = {
                 "negative": jnp.mean(influence < 0),
                 "code": code,
@@ -204,7 +245,11 @@ def apt(
         return _loop(model, start, train, renew, pretrain, every, number, items)
 
     return Defense(
-        "apt" if selection == "influence" else "apt-rand", {**config, "model": repr(model)}, model, trace
+        "apt" if selection == "influence" else "apt-rand",
+        {**config, "model": repr(model)},
+        model,
+        trace,
+        helpers,
     )
 
 
@@ -224,7 +269,18 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 """The paper's settings, by data set."""
 
 
-def _number(users: int | float, real: int) -> int:
+def _warn(model: Recommender, told: Mapping[str, Array]) -> None:
+    """Say it where nobody helped; under `vmap` and `jit` the numbers are in what `trace` tells."""
+    negative = told.get("negative", jnp.ones(1))
+    if not isinstance(negative, Tracer) and bool(jnp.any(negative == 0)):
+        warnings.warn(
+            f"apt: at {int(jnp.sum(negative == 0))} of {negative.size} renewals no item had a negative influence on "
+            f"{model.name}, so nobody helped then; train longer before (pretrain), or try another risk or solver",
+            stacklevel=3,
+        )
+
+
+def number_of(users: int | float, real: int) -> int:
     """Helpful users; a fraction that rounds to nobody, or a number that is not whole, is an error."""
     number = round(users * real) if users < 1 else int(users)
     if (users > 0 and number == 0) or (users >= 1 and number != users):
@@ -289,36 +345,3 @@ def _loop(
     data = model.prepare(_beside(train, rows, items))
     fitted = Fitted(model, state.params, data, start.x, model.embed(state.params, start.x, data))
     return fitted, {**told, "rows": rows}
-
-
-# ------------------------------------------------------------------------------------------------ against the defense
-
-
-def apt_surrogate(model: Recommender, rows: Float[Array, "n I"]) -> Recommender:
-    """`model` trained beside helpful users, held constant: what an attacker who knows of APT optimizes against.
-
-    Args:
-        model: the recommender that is defended.
-        rows: the helpful users, such as `rows` of a defense's trace, in the unit of the data.
-
-    **Differs from the paper:** not in it. The helpful users answer to the attack; here they are those of one training,
-    so renew them between attacks to come closer.
-
-    >>> from models.wrmf import wrmf
-    >>> apt_surrogate(wrmf(), jnp.zeros((2, 5))).name
-    'apt-wrmf'
-    """
-    rows = jnp.asarray(rows) / model.config.get("highest", 1.0)  # the unit of fake rows
-    beside = lambda x, data: jnp.concatenate([x, rows.astype(x.dtype)])
-    more = rows.shape[0]
-    return dataclasses.replace(
-        model,
-        name=f"apt-{model.name}",
-        config={**model.config, "helpers": more},
-        init=lambda key, users, items, fakes: model.init(key, users, items, fakes + more),
-        loss=lambda params, x, data, ctx: model.loss(params, beside(x, data), data, ctx),
-        embed=lambda params, x, data: model.embed(params, beside(x, data), data),
-        trainer=lambda users, items, fakes, events=0: bilevel.precompose(
-            model.trainer(users, items, fakes + more, events), beside
-        ),
-    )

@@ -50,18 +50,25 @@ def influence_vector(
 
     Args:
         model, at: the training and where it stands.
-        solver, risk, references: as in `apt`; the risk of "paper" is that of the events in `train`.
+        solver, risk, references: as in `apt`; the risk of "paper" is that of the events in `train`. For "code" the
+            slope is that of L itself: `sigmoid(L)` has the same direction, and none at all in float32 where L is a sum.
         highest: the largest rating, by which ratings are divided; 1 for clicks.
 
     Returns:
-        (I,) influences, negative where a higher cell lowers the risk, and the solver's code (0: OK).
+        (I,) influences, negative where a higher cell lowers the risk, and the solver's code (0: OK). Where conjugate
+        gradients met negative curvature (`INDEFINITE`) their answer is refused, and the influences are those of the
+        plain gradient.
+
+    Raises:
+        ValueError: a recommender that follows no gradient of a loss, or "gauss_newton" on one whose loss is not the
+            mean squared error of ratings.
 
     Reference: Wu et al., SIGIR 2021, eq. 5. **Differs from the paper:** its n, the number of ratings, is a factor; here
     it is the number of users.
     """
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
-    slope = jax.grad(_risk(model, at, loss, risk, highest))(at.params)
+    slope = jax.grad(loss if risk == "code" else _sum_of_risks(model, at, highest))(at.params)
     moved, code = _inverse(model, at, loss, slope, solver)
     users = smallest(at.train, references)
     scores = lambda params: model.scores(params, at.x, at.start.data, users)
@@ -79,16 +86,14 @@ def smallest(train: Interactions, count: int) -> Int[Array, " n"]:
     return jnp.argsort(jnp.where(train.degrees() > 0, size, jnp.inf))[:count].astype(jnp.int32)
 
 
-def _risk(model: Recommender, at: Point, loss, risk: Risk, highest: float) -> Callable[[Params], Array]:
-    if risk == "code":
-        return lambda params: jax.nn.sigmoid(loss(params))
+def _sum_of_risks(model: Recommender, at: Point, highest: float) -> Callable[[Params], Array]:
+    """`sum sigmoid(e^2)` less their number: `-sigmoid(-e^2)` keeps a slope where `sigmoid` has reached 1."""
 
-    def each(params):
-        scores = _observed(model, at, params)
-        wanted = at.train.weight / highest
-        return jnp.sum(jnp.where(at.train.mask, jax.nn.sigmoid((wanted - scores) ** 2), 0))
+    def risk(params):
+        error = at.train.weight / highest - _observed(model, at, params)
+        return -jnp.sum(jnp.where(at.train.mask, jax.nn.sigmoid(-(error**2)), 0))
 
-    return each
+    return risk
 
 
 def _observed(model: Recommender, at: Point, params: Params) -> Float[Array, " E"]:
@@ -102,8 +107,17 @@ def _observed(model: Recommender, at: Point, params: Params) -> Float[Array, " E
 
 def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tuple[Params, Int[Array, ""]]:
     """`H^-1 slope` and what the solver says of it."""
+    if at.start.inner.loss is None:
+        raise ValueError(
+            f"apt: {model.name} follows no gradient of a loss, so its parameters have no influence"
+        )
     if isinstance(solver, str) and solver == "identity":
         return slope, jnp.zeros((), jnp.int32)
+    if solver == "gauss_newton" and (model.name != "mf" or at.train.track != "explicit"):
+        raise ValueError(
+            f"apt: solver='gauss_newton' is that of a mean squared error of ratings (mf), not of {model.name} on "
+            f"{at.train.track} data; expected 'cg', 'identity' or a solver of bilevel"
+        )
     full = jax.linearize(jax.grad(loss), at.params)[1]
     if solver == "gauss_newton":
         # Only the curvature of the squared errors counts, which the ratings do not change.
@@ -123,7 +137,9 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
     else:
         method = bilevel.cg(damping=1e-3, max_steps=100, rtol=1e-4, probe=0)
     found = method(product, slope)
-    return found.value, jnp.asarray(found.code, jnp.int32)
+    refused = jnp.asarray(method.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
+    value = jax.tree.map(lambda plain, solved: jnp.where(refused, plain, solved), slope, found.value)
+    return value, jnp.asarray(found.code, jnp.int32)
 
 
 def _by_leaf(product: Callable[[Params], Params], v: Params) -> Params:

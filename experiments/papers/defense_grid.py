@@ -22,9 +22,10 @@ import attacks
 from attacks.attack import Attack
 from defenses import suspicion
 from defenses.adversarial import adversarial
-from defenses.apt import Defense, apt, apt_surrogate
+from defenses.apt import Defense, apt
 from defenses.detectors import DETECTORS
 from defenses.filtering import filtered, soft_filter
+from defenses.helped import apt_surrogate
 from experiments import report
 from experiments.crafts import crafted
 from experiments.papers import rapu

@@ -102,6 +102,31 @@ def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings):
         np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.parametrize("memory", ["replay", pytest.param("keep", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "start", [pytest.param(0, marks=pytest.mark.slow), 2], ids=lambda start: f"from_{start}"
+)
+def test_the_hypergradient_through_the_training_is_that_of_the_trained_rows(x64, rng, memory, start):
+    """Central differences of the whole training: Delta answers to the rows and to the parameters."""
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
+    model = adversarial(wrmf(factors=3, epochs=6, learning_rate=0.05), epsilon=0.3, start=start)
+    x = jnp.asarray(0.2 + 0.6 * rng.random((3, I)))
+    at = begin(model, clicks, KEY, x)
+    wide = lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
+    params, data = jax.tree.map(wide, (at.params, at.data))
+    solve = bilevel.unrolled(at.inner, memory=memory)
+
+    @jax.jit
+    def outer(x):
+        return jnp.sum(model.scores(solve(x, params, data, at.key), x, data, jnp.arange(U))[:, 1])
+
+    slope, h = jax.grad(outer)(x), 1e-5
+    for _ in range(6):
+        v = jnp.asarray(rng.normal(size=x.shape))
+        expected = (outer(x + h * v) - outer(x - h * v)) / (2 * h)
+        np.testing.assert_allclose(jnp.sum(slope * v), expected, rtol=1e-5)
+
+
 @pytest.mark.slow
 def test_models_of_clicks_and_an_attacker_who_knows(rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
