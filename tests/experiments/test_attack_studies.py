@@ -45,8 +45,25 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
     claims = "\n".join(made.notes)
     assert "ml, WRMF, 3%: rapu-g > revadv: +0.100 (5 seeds)" in claims
     assert "ml, NCF, 3%: rapu-g > revadv: +0.100 (3 seeds)" in claims
-    assert "rapu-r > top-popular: +0.000 (5 seeds)" in claims
+    assert row[7:9] == ["+0.190 [+0.190, +0.190]"] * 2  # minus random, minus top-popular
+    against = next(note for note in made.notes if note.startswith("ml, WRMF, 3%, minus random: "))
+    assert against.startswith("ml, WRMF, 3%, minus random: above: revadv, rapu-g; undecided: rapu-r +0.000 [")
+    assert "pga +0.000 [+0.000, +0.000] (on clicks integrity has no gradient in a filler" in against
+    assert (
+        "ml, LightGCN, 3%, minus top-popular: above: revadv, rapu-g; undecided: rapu-r, rapu-g-no" in claims
+    )
     assert all(Path(picture).stat().st_size > 1000 for picture in made.pictures)
+
+
+def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
+    wanted = {"data": "ml", "victims": ["WRMF"], "fraction": 0.03}
+    cells = [c for c in rapu.table2_cells(False) if all(c.get(name) == v for name, v in wanted.items())]
+    found = [rapu_record(spec) for spec in cells if spec["seed"] < (2 if spec["attack"] == "covis" else 5)]
+    claims = "\n".join(rapu.table2_report(found, tmp_path).notes)
+    assert "too few seeds: covis +0.000 (2 seeds)" in claims
+    assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
+    alone = rapu.table2_report([r for r in found if r.spec["seed"] < 2], tmp_path)
+    assert "ml, WRMF, 3%, minus top-popular: too few seeds: revadv, rapu-g" in "\n".join(alone.notes)
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
