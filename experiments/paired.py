@@ -18,10 +18,14 @@ class Gap(NamedTuple):
     high: float
     seeds: int
 
-    def __str__(self) -> str:
+    def text(self, digits: int = 3) -> str:
+        """The difference and its interval, or of how many seeds it is."""
         if self.seeds < 3:
-            return f"{self.mean:+.3f} ({self.seeds} seed{'s' * (self.seeds > 1)})"
-        return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}]"
+            return f"{self.mean:+,.{digits}f} ({self.seeds} seed{'s' * (self.seeds > 1)})"
+        return f"{self.mean:+,.{digits}f} [{self.low:+,.{digits}f}, {self.high:+,.{digits}f}]"
+
+    def __str__(self) -> str:
+        return self.text()
 
     @property
     def verdict(self) -> str:

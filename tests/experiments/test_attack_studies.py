@@ -110,6 +110,12 @@ def test_gowalla_tables(tmp_path):
     made = revadv_gowalla.fig5_report([record(s) for s in revadv_gowalla.fig5_cells(False)], tmp_path)
     assert [r[0] for r in made.rows] == [*revadv_gowalla.ATTACKS, "published: Clean", "published: WRMF+SGD"]
     assert made.rows[-1][1] == "0.1405"
+    assert "CML, minus rand-filter: wrmf-als +0.0000 (" in "\n".join(made.notes)
+    one = [record(s) for s in revadv_gowalla.fig5_cells(False) if s["seed"] == 0 and s["victim"] == "ItemCF"]
+    one[2].result["victim"]["hr_any"] = 0.13  # wrmf-als
+    notes = "\n".join(revadv_gowalla.fig5_report(one, tmp_path).notes)
+    assert "ItemCF, minus rand-filter: wrmf-als +0.0300 (1 seed), itemae-pd +0.0000 (1 seed)" in notes
+    assert "WRMF, minus rand-filter" not in notes
     assert "2.0 (the official code" in "\n".join(made.notes)
     made = revadv_gowalla.table2_report([record(s) for s in revadv_gowalla.table2_cells(False)], tmp_path)
     assert len(made.rows) == 8
@@ -139,6 +145,10 @@ def test_poisonrec_tables(tmp_path):
     row = next(r for r in made.rows if r[:2] == ["clothing", "CoVisitation"])
     assert row[-1].endswith("/ 2,239")
     assert not any(r[:2] == ["steam", "GRU4Rec"] for r in made.rows)  # its order is not known
+    assert (
+        "steam, PMF: PoisonRec minus the best that asks nothing, of 4 run (Random): +0 [+0, +0], undecided"
+        in made.notes
+    )
     assert "paper: Random 7, Popular 10, Middle 10" in "\n".join(made.notes)
     assert "CoVisitation: PoisonRec's final policy clicks targets 50%" in "\n".join(made.notes)
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
@@ -154,6 +164,33 @@ def test_poisonrec_tables(tmp_path):
     assert [cell == "diverged" for cell in broken] == [False, True] * 2
     assert poisonrec.place(100) == poisonrec.place(1) == 10
     assert poisonrec.place(5000) == 500
+
+
+def test_poisonrec_says_who_leads_and_which_ranker_nothing_moves(tmp_path):
+    value = {"PoisonRec": 200.0, "Popular": 150.0, "Middle": 400.0}
+
+    def record(spec):
+        recnum = 0.0 if spec["ranker"] == "BPR" else value.get(spec["attack"], 10.0)
+        return Record(
+            spec,
+            {"recnum": recnum, "mean_reward": [0.0, recnum] if "steps" in spec else []},
+            ABOUT,
+        )
+
+    names = ("Random", "Popular", "PoisonRec")
+    cells = [
+        spec
+        for spec in poisonrec.table3_cells(False)
+        if spec["attack"] in names
+        and spec["ranker"] in ("BPR", "PMF")
+        and (spec["data"], spec["seed"]) == ("phone", 0)
+    ]
+    notes = [n for n in poisonrec._lead([record(spec) for spec in cells]) if n.startswith("phone")]
+    assert (
+        notes[0] == "phone, PMF: PoisonRec minus the best that asks nothing, of 2 run (Popular): +50 (1 seed)"
+    )
+    assert notes[1].startswith("phone, BPR: every RecNum is 0, in PoisonRec's 2 steps")
+    assert poisonrec._lead([record(spec) for spec in cells if spec["attack"] != "PoisonRec"]) == []
 
 
 def test_the_strategy_of_a_policy_that_alternates():
