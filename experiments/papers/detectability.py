@@ -82,7 +82,7 @@ def table(records: list[Record], folder: Path) -> Report:
     pictures = [_draw(first, method, folder) for method in ("pca", "tsne")] if first else []
     chance = records[0].result["base_rate"]
     notes = [
-        "means over seeds with 95% bootstrap intervals; who is fake is known here, which no detector may know",
+        f"{report.SEEDS}; who is fake is known here, which no detector may know",
         f"fakes among neighbors: by chance {chance:.3f}, 1: they lie in a cluster of their own",
         f"pictures: seed 0, {DRAWN} real users (gray) and all fake ones",
     ]

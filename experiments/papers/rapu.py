@@ -247,7 +247,7 @@ def table2_report(records: list[Record], folder: Path) -> Report:
                     rows += [row] if row else []
             claims += _claims(records, world, victim)
     notes = [
-        "means over seeds with 95% bootstrap intervals; HR: share of real users with a target in their list (hr_any)",
+        f"{report.SEEDS}; HR: share of real users with a target in their list (hr_any)",
         "the attacker crafts on 80% of a view (90% of the clicks, 10% false ones, random walk); victims train on 80% "
         "of the true clicks",
         "targets: the published five on MovieLens; on Amazon Video five drawn from all items for each seed, because "

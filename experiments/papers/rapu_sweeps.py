@@ -64,8 +64,7 @@ def table5_report(records: list[Record], folder: Path) -> Report:
     )
     axes[0, 0].legend(frameon=False, fontsize=7)
     notes = [
-        "means over seeds with 95% bootstrap intervals; five targets of the stratum drawn for each seed (the paper's "
-        "are not published)",
+        f"{report.SEEDS}; five targets of the stratum drawn for each seed (the paper's are not published)",
     ]
     picture = report.save(made, folder / "rapu-table5.png")
     return Report("RAPU, Table 5: popularity of the targets", header, rows, notes, [picture])
@@ -123,9 +122,7 @@ def figs_report(records: list[Record], folder: Path) -> Report:
                 axis.plot(list(points), means, "o-", label=attack, markersize=4)
         axis.set(xlabel=sweep, ylabel="target HR", title=victim)
     axes[0, 0].legend(frameon=False, fontsize=7)
-    notes = [
-        "means over seeds with 95% bootstrap intervals; the paper has these as figures only, without numbers"
-    ]
+    notes = [f"{report.SEEDS}; the paper has these as figures only, without numbers"]
     return Report(
         "RAPU, Figs. 2, 3, 4, 6 and 7", header, rows, notes, [report.save(made, folder / "rapu-figs.png")]
     )
