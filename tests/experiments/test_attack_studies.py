@@ -1,8 +1,10 @@
 """Studies of attacks: their tables stand our means beside the published figures, from records only."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,12 +14,14 @@ from experiments.papers import (
     detectability,
     detectors,
     poisonrec,
+    poisonrec_strategy,
     poisonrec_updates,
     rapu,
     rapu_sweeps,
     revadv_gowalla,
 )
 from experiments.record import Record
+from models import registry
 from models.data import Interactions
 
 ABOUT = {"seconds": 1.0, "peak_rss": 2e9}
@@ -110,7 +114,7 @@ def test_gowalla_tables(tmp_path):
     made = revadv_gowalla.fig5_report([record(s) for s in revadv_gowalla.fig5_cells(False)], tmp_path)
     assert [r[0] for r in made.rows] == [*revadv_gowalla.ATTACKS, "published: Clean", "published: WRMF+SGD"]
     assert made.rows[-1][1] == "0.1405"
-    assert "CML, minus rand-filter: wrmf-als +0.0000 (" in "\n".join(made.notes)
+    assert "CML, minus rand-filter: wrmf-als +0.0000 [" in "\n".join(made.notes)
     one = [record(s) for s in revadv_gowalla.fig5_cells(False) if s["seed"] == 0 and s["victim"] == "ItemCF"]
     one[2].result["victim"]["hr_any"] = 0.13  # wrmf-als
     notes = "\n".join(revadv_gowalla.fig5_report(one, tmp_path).notes)
@@ -120,6 +124,13 @@ def test_gowalla_tables(tmp_path):
     made = revadv_gowalla.table2_report([record(s) for s in revadv_gowalla.table2_cells(False)], tmp_path)
     assert len(made.rows) == 8
     assert made.rows[1][2].endswith("/ 0.1405")
+
+
+def test_gowalla_has_three_seeds_one_after_the_other():
+    for cells in (revadv_gowalla.fig5_cells(False), revadv_gowalla.table2_cells(False)):
+        assert [spec["seed"] for spec in cells] == sorted(spec["seed"] for spec in cells)
+        assert {spec["seed"] for spec in cells} == {0, 1, 2}
+        assert len({str(spec) for spec in cells}) == len(cells)
 
 
 def test_poisonrec_tables(tmp_path):
@@ -139,6 +150,8 @@ def test_poisonrec_tables(tmp_path):
             found |= {"alternation": 0.75, "clicked": [[3, 0.5]]}
             if spec["ranker"] == "PMF":
                 found |= {"plane": [[0.0, 1.0], [1.0, 0.0]], "popularity": [5, 0], "times": [0, 7]}
+            if spec["ranker"] == "PMF" and spec["data"] == "steam":
+                found |= {"target": [False, True], "space": "PMF"}
         return Record(spec, found, ABOUT)
 
     made = poisonrec.table3_report([record(s) for s in poisonrec.table3_cells(False)], tmp_path)
@@ -150,6 +163,8 @@ def test_poisonrec_tables(tmp_path):
         in made.notes
     )
     assert "paper: Random 7, Popular 10, Middle 10" in "\n".join(made.notes)
+    assert "which do not say where the targets lie: PMF, PMF, PMF" in "\n".join(made.notes)
+    assert "steam, phone, ml-1m: the order of the events is not known" in "\n".join(made.notes)
     assert "CoVisitation: PoisonRec's final policy clicks targets 50%" in "\n".join(made.notes)
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
@@ -194,16 +209,51 @@ def test_poisonrec_says_who_leads_and_which_ranker_nothing_moves(tmp_path):
 
 
 def test_the_strategy_of_a_policy_that_alternates():
-    clicks = np.array([[[9, 1, 9, 2], [9, 1, 9, 9]]])
-    base = type("Base", (), {"params": {"item": np.random.default_rng(0).normal(size=(60, 3))}})()
-    world = type("World", (), {"base": base})()
+    clicks = np.array([[[59, 1, 59, 2], [59, 1, 59, 59]]])
     train = Interactions.from_arrays([0], [1], items=60)
-    found = poisonrec.strategy(clicks, clicks == 9, world, train)  # type: ignore[arg-type]
+    table = np.random.default_rng(0).normal(size=(60, 3))
+    found = poisonrec_strategy.strategy(clicks, np.array([58, 59]), table, train)
     assert found["alternation"] == 5 / 6
-    assert found["clicked"][0] == [9, 5 / 8]
-    assert found["times"][:3] == [5, 2, 1]
+    assert found["clicked"][0] == [59, 5 / 8]
+    assert found["times"][:4] == [0, 5, 2, 1]  # targets first, clicked or not
     assert sum(found["times"]) == 8
+    assert found["target"] == [True, True] + 58 * [False]
+    assert sum(found["popularity"]) == 1
     assert len(found["plane"]) == 60
+
+
+def test_rankers_without_vectors_of_items_are_drawn_in_the_space_of_pmf(monkeypatch):
+    made = lambda **params: SimpleNamespace(base=SimpleNamespace(params=params))
+    monkeypatch.setattr(poisonrec, "_world", lambda data, ranker, seed: made(item=[[seed, len(ranker)]]))
+    for ranker in poisonrec.TABLELESS:
+        table, name = poisonrec._table({"data": "steam", "ranker": ranker, "seed": 7}, made())  # type: ignore[arg-type]
+        assert (table.tolist(), name) == ([[7, 3]], "PMF")
+    own = poisonrec._table({"data": "clothing", "ranker": "GRU4Rec", "seed": 0}, made(out=[[1.0]]))  # type: ignore[arg-type]
+    assert (own[0].tolist(), own[1]) == ([[1.0]], "GRU4Rec")
+
+
+def test_every_ranker_has_what_its_picture_is_drawn_from():
+    for ranker, (name, preset) in poisonrec.RANKERS.items():
+        if ranker not in poisonrec.TABLELESS:
+            params = jax.eval_shape(
+                lambda key, name=name, preset=preset: registry.make(name, preset).init(key, 3, 5, 0),
+                jax.random.key(0),
+            )
+            assert params["out" if ranker == "GRU4Rec" else "item"].shape[0] == 5
+
+
+def test_designs_put_the_ranker_nothing_moves_last():
+    cells = poisonrec.designs_cells(False)
+    assert list(dict.fromkeys(c["ranker"] for c in cells)) == [
+        "ItemPop",
+        "PMF",
+        "NeuMF",
+        "AutoRec",
+        "NGCF",
+        "BPR",
+    ]
+    assert [c["seed"] for c in cells] == sorted(c["seed"] for c in cells)
+    assert max(c["seed"] for c in cells) == 2
 
 
 def test_detectability_draws_the_first_seed(tmp_path):
