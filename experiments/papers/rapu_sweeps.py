@@ -79,12 +79,14 @@ SWEEPS: dict[str, list[dict[str, Any]]] = {
     "length": [{"lengths": [10, 20, 30, 40, 50, 100]}],
 }
 LINES = ("random", "top-popular", "revadv", "rapu-g", "rapu-r")
+BASELINES = ("popular", "pga", "srwa", "covis")
+"""The paper's other lines, of each seed behind the first ones."""
 PANELS = (*((sweep, "WRMF") for sweep in SWEEPS), ("removed", "NCF"), ("removed", "LightGCN"))
 
 
 def figs_cells(quick: bool) -> list[Spec]:
     """Sweeps over what is removed, what is false, the proxies and the length of the list; WRMF first."""
-    names, seeds = (("random", "rapu-r"), 1) if quick else (LINES, 3)
+    groups, seeds = ((("random", "rapu-r"),), 1) if quick else ((LINES, BASELINES), 3)
     return [
         {
             "study": "rapu-figs",
@@ -96,6 +98,7 @@ def figs_cells(quick: bool) -> list[Spec]:
             **at,
         }
         for seed in range(seeds)
+        for names in groups
         for sweep, victim in (PANELS[: len(SWEEPS)] if quick else PANELS)
         for name in names
         for at in SWEEPS[sweep]
@@ -107,7 +110,7 @@ def figs_report(records: list[Record], folder: Path) -> Report:
     header, rows = ["sweep", "victim", "at", "attack", "seeds", "HR ours"], []
     made, axes = report.figure(2, 3)
     for axis, (sweep, victim) in zip(axes.flat, PANELS, strict=True):
-        for attack in LINES:
+        for attack in (*LINES, *BASELINES):
             points: dict[float, list[float]] = {}
             for at in SWEEPS[sweep]:
                 for k in at.get("lengths", [K]):
@@ -151,6 +154,6 @@ STUDIES = (
         figs_cells,
         run,
         figs_report,
-        (150, 5),
+        (240, 5),
     ),
 )

@@ -93,6 +93,9 @@ def test_rapu_sweeps(module, tmp_path):
     assert {r[0] for r in made.rows} == set(module.SWEEPS)
     lengths = [r[2] for r in made.rows if r[0] == "length" and r[3] == "random"]
     assert lengths == ["10", "20", "30", "40", "50", "100"]
+    assert {r[3] for r in made.rows} == {*module.LINES, *module.BASELINES}
+    order = [spec["attack"] in module.BASELINES for spec in module.figs_cells(False) if spec["seed"] == 0]
+    assert order == sorted(order)  # the lines that were there first
     assert {r[1] for r in made.rows if r[0] == "removed"} == {"WRMF", "NCF", "LightGCN"}
 
 
