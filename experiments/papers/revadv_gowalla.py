@@ -85,8 +85,8 @@ def _clean(victim: str, seed: int) -> Fitted:
     return trained(_model(*VICTIMS[victim]), case)[0]
 
 
-def run(spec: Spec) -> dict[str, Any]:
-    """Craft (or read) the fake users, train one victim on them, judge it."""
+def setting(spec: Spec) -> tuple[Case, Profiles | None, dict[str, Any]]:
+    """The repetition of a cell, its fake users, crafted or read, and facts about them."""
     train, _, test = _data().split
     case = Case(
         train, test, np.array(PUBLISHED[f"gowalla/{spec['stratum']}"]), None, jax.random.key(spec["seed"])
@@ -96,6 +96,12 @@ def run(spec: Spec) -> dict[str, Any]:
         where = {"data": "revadv-gowalla", "stratum": spec["stratum"], "seed": spec["seed"]}
         profiles, facts = crafted(where, attack, case.keys["attack"], train, case.targets)
         facts = _said(profiles, facts, case)
+    return case, profiles, facts
+
+
+def run(spec: Spec) -> dict[str, Any]:
+    """Craft (or read) the fake users, train one victim on them, judge it."""
+    case, profiles, facts = setting(spec)
     if profiles is None:
         victim = measured(_clean(spec["victim"], spec["seed"]), case, k=K)
     else:

@@ -262,14 +262,43 @@ def test_designs_put_the_ranker_nothing_moves_last():
 def test_detectability_draws_the_first_seed(tmp_path):
     def record(spec):
         points = np.random.default_rng(0).normal(size=(30, 2)).tolist()
-        found = {"fakes": 5, "popularity_distance": 0.2, "jaccard": 0.3, "base_rate": 0.1}
-        for space in detectability.SPACES:
+        chance = 0.1 if spec["data"] == "ml" else 0.01
+        found = {"fakes": 5, "popularity_distance": 0.2, "jaccard": 0.3, "base_rate": chance}
+        for space in detectability.SPACES[spec["data"]]:
             found |= {f"purity {space}": 0.5, f"pca {space}": points, f"tsne {space}": points}
         return Record(spec, found, ABOUT)
 
     made = detectability.table([record(s) for s in detectability.cells(True)], tmp_path)
-    assert [r[0] for r in made.rows] == list(detectability.ATTACKS[:3])
+    assert [r[1] for r in made.rows] == list(detectability.ATTACKS[:3])
     assert len(made.pictures) == 2
+    missing = made.notes[-1]
+    assert missing.startswith("without a record yet: MovieLens-100K, 3%: revadv, rapu-r")
+    assert missing.endswith("Gowalla, 1%, head targets: rand-filter, wrmf-als, wrmf-sgd")
+    cells = detectability.cells(False)
+    assert [c["data"] for c in cells] == sorted((c["data"] for c in cells), reverse=True)  # Gowalla last
+    made = detectability.table([record(s) for s in cells], tmp_path)
+    assert [tuple(r[:3]) for r in made.rows[-4:]] == [
+        ("ml", "srwa", "3"),
+        *(("gowalla", name, "3") for name in detectability.GOWALLA),
+    ]
+    assert "by chance 0.100 (MovieLens-100K, 3%), 0.010 (Gowalla, 1%, head targets);" in made.notes[1]
+    assert [p.name for p in made.pictures[2:]] == [
+        "detectability-pca-gowalla.png",
+        "detectability-tsne-gowalla.png",
+    ]
+
+
+def test_the_fake_users_of_gowalla_are_those_of_its_study(monkeypatch):
+    asked = {}
+
+    def setting(spec):
+        asked.update(spec)
+        return "case", "profiles", {}
+
+    monkeypatch.setattr(revadv_gowalla, "setting", setting)
+    spec = {"study": "detectability", "data": "gowalla", "attack": "wrmf-als", "seed": 1}
+    assert detectability.setting(spec)[:2] == ("case", "profiles")
+    assert (asked["attack"], asked["stratum"], asked["seed"]) == ("wrmf-als", "head", 1)
 
 
 def test_the_detectors_table_names_the_best_in_hindsight(tmp_path):
