@@ -10,22 +10,27 @@ import numpy as np
 
 from models.evaluation import bootstrap
 
+SEEDS = "means over seeds with 95% bootstrap intervals, below three seeds the values themselves"
+"""What a page says of the numbers `interval` writes."""
+
 
 def interval(
     values: Sequence[float], digits: int = 3, statistic: Literal["median", "mean"] = "median"
 ) -> str:
-    """Median (or mean) and its 95% bootstrap interval, as text; the value alone where there is one.
+    """Median (or mean) and its 95% bootstrap interval, as text; of one or two values, which have none, the values.
 
     >>> interval([0.5])
     '0.500'
+    >>> interval([0.5, 0.25])
+    '0.500, 0.250'
     >>> interval([0.5, 0.5, 0.5])
     '0.500 [0.500, 0.500]'
     """
     values = [value for value in values if value == value]  # NaN: not measured
     if not values:
         return "-"
-    if len(values) == 1:
-        return f"{values[0]:.{digits}f}"
+    if len(values) < 3:
+        return ", ".join(f"{value:.{digits}f}" for value in values)
     found = bootstrap(np.asarray(values), statistic=statistic)
     return f"{found.estimate:.{digits}f} [{found.low:.{digits}f}, {found.high:.{digits}f}]"
 

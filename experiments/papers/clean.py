@@ -244,9 +244,7 @@ def tabulate(records: list[Record], folder: Path) -> Report:
     )
     axes[0, 0].set_xticklabels(names, rotation=90, fontsize=7)
     picture = report.save(made, folder / "clean.png")
-    notes = [
-        "means over seeds with 95% bootstrap intervals; a published split has no seed: only the training differs"
-    ]
+    notes = [f"{report.SEEDS}; a published split has no seed: only the training differs"]
     notes += ["seconds: wall clock of a machine that did other work too, not a benchmark"]
     notes += [
         "early: parameters of the best validation NDCG@10; RAPU's code keeps the best of every tenth epoch by Recall@50"

@@ -71,7 +71,7 @@ def table(records: list[Record], folder: Path) -> Report:
                 means = [report.interval([values[name] for values in found], 3, "mean") for name in NAMES]
                 rows.append([attack, detector, str(len(found)), *means])
     notes = [
-        "means over seeds with 95% bootstrap intervals; no detector is told how many users are fake or who",
+        f"{report.SEEDS}; no detector is told how many users are fake or who",
         "an area below 0.5: the fake users look less suspicious than the real ones do",
         "supervised: logistic regression on the ranks of all scores, learned from the other attacks on these users; "
         "they share the budget and, on MovieLens, the targets; supervised-no-length does not see length-var",

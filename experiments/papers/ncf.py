@@ -229,7 +229,7 @@ def tabulate(records: list[Record], folder: Path) -> Report:
         _row(name, found[name], lists) for lists in rest for name in ("ours", "library") if name in found
     ]
     notes = [
-        f"HR@{K} of the paper's 5 targets, means over seeds with 95% bootstrap intervals; in brackets: over the "
+        f"HR@{K} of the paper's 5 targets, {report.SEEDS}; in brackets: over the "
         f"paper's {paper():.4f}; bold: within 10%, some by chance: the intervals are wide",
         "a seed draws split, start and batches as in the study `clean`",
         "a training has the named things in place of: GMF of width 64, Adam 1e-2, L2 1e-5 of what a batch looks up, 4 "

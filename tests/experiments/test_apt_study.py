@@ -73,7 +73,55 @@ def test_ablation_and_figures(tmp_path):
     made = STUDIES["apt-ablation"].report(found, tmp_path)
     row = next(r for r in made.rows if r[:3] == ["ml-100k", "random", "apt-identity"])
     assert row[-2].startswith("+0.2")
+    sentence = next(note for note in made.notes if note.startswith("ml-100k, random targets: "))
+    assert "minus with the plain gradient, with ratings of before the attack -0.2" in sentence
+    assert sentence.count("the inverse lets less of the attack through") == 1
+    assert "with own ratings +0.2" in sentence
+    assert "the inverse lets more of the attack through" in sentence
     made = STUDIES["apt-figs"].report([record(spec) for spec in apt_figs.figs_cells(False)], tmp_path)
-    row = next(r for r in made.rows if r[:5] == ["size", "ml-100k", "random", "apt", "3%"])
+    row = next(r for r in made.rows if r[:6] == ["size", "ml-100k", "average", "random", "apt", "3%"])
     assert float(row[-1]) == pytest.approx(1.125, abs=0.01)
     assert made.pictures[0].exists()
+
+
+def test_equal_inverses_are_undecided(tmp_path):
+    found = [record(spec) for spec in apt_figs.ablation_cells(False) if spec["data"] == "filmtrust"]
+    for one in found:
+        one.result["hr_mean"] = [0.1 + seed / 100 for seed in range(one.spec["seeds"])]
+    notes = STUDIES["apt-ablation"].report(found, tmp_path).notes
+    assert "before the attack +0.0000 (10 seeds, all differences equal): undecided" in notes[1]
+    assert len([note for note in notes if "minus with the plain gradient" in note]) == len(apt.KINDS)
+
+
+def test_helpers_are_judged_by_the_undefended_model_at_the_usual_attack_size(tmp_path):
+    cells = [spec for spec in apt_figs.figs_cells(False) if spec["data"] in ("filmtrust", "yelp")]
+    found = [record(spec) for spec in cells]
+    for one in found:  # clean .1, attacked .5 at the usual size, and .9 elsewhere; defended .05
+        if one.spec["defense"] == "none" and one.spec.get("size") not in (
+            None,
+            apt.WORLDS[one.spec["data"]].size,
+        ):
+            one.result["hr_mean"] = [0.9] * one.spec["seeds"]
+    made = STUDIES["apt-figs"].report(found, tmp_path)
+    for data, attack in (("filmtrust", "average"), ("yelp", "aush")):
+        rows = [r for r in made.rows if r[:5] == ["helpers", data, attack, "unpopular", "apt"]]
+        assert len(rows) == len(apt_figs.HELPERS)
+        assert [float(r[-1]) for r in rows] == pytest.approx([1.125] * len(rows), abs=0.01)
+    assert "RI waits" not in "\n".join(made.notes)
+    few = [r for r in found if r.spec.get("size") != 0.03]
+    notes = STUDIES["apt-figs"].report(few, tmp_path).notes
+    assert notes[-1].startswith(
+        "RI waits for an undefended or a clean cell: helpers, filmtrust, aush, unpopular"
+    )
+    assert "yelp" not in notes[-1]
+
+
+def test_the_figures_begin_with_average_on_the_small_data():
+    cells = apt_figs.figs_cells(False)
+    kinds = [
+        (spec["data"] in apt_figs.LARGE, spec["attack"] == "aush")
+        for spec in cells
+        if spec["attack"] != "none"
+    ]
+    assert kinds == sorted(kinds)
+    assert {spec["data"] for spec in cells} == set(apt.WORLDS)

@@ -1,8 +1,10 @@
 """Studies of attacks: their tables stand our means beside the published figures, from records only."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import jax
 import numpy as np
 import pytest
 
@@ -12,12 +14,14 @@ from experiments.papers import (
     detectability,
     detectors,
     poisonrec,
+    poisonrec_strategy,
     poisonrec_updates,
     rapu,
     rapu_sweeps,
     revadv_gowalla,
 )
 from experiments.record import Record
+from models import registry
 from models.data import Interactions
 
 ABOUT = {"seconds": 1.0, "peak_rss": 2e9}
@@ -45,8 +49,25 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
     claims = "\n".join(made.notes)
     assert "ml, WRMF, 3%: rapu-g > revadv: +0.100 (5 seeds)" in claims
     assert "ml, NCF, 3%: rapu-g > revadv: +0.100 (3 seeds)" in claims
-    assert "rapu-r > top-popular: +0.000 (5 seeds)" in claims
+    assert row[7:9] == ["+0.190 [+0.190, +0.190]"] * 2  # minus random, minus top-popular
+    against = next(note for note in made.notes if note.startswith("ml, WRMF, 3%, minus random: "))
+    assert against.startswith("ml, WRMF, 3%, minus random: above: revadv, rapu-g; undecided: rapu-r +0.000 [")
+    assert "pga +0.000 [+0.000, +0.000] (on clicks integrity has no gradient in a filler" in against
+    assert (
+        "ml, LightGCN, 3%, minus top-popular: above: revadv, rapu-g; undecided: rapu-r, rapu-g-no" in claims
+    )
     assert all(Path(picture).stat().st_size > 1000 for picture in made.pictures)
+
+
+def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
+    wanted = {"data": "ml", "victims": ["WRMF"], "fraction": 0.03}
+    cells = [c for c in rapu.table2_cells(False) if all(c.get(name) == v for name, v in wanted.items())]
+    found = [rapu_record(spec) for spec in cells if spec["seed"] < (2 if spec["attack"] == "covis" else 5)]
+    claims = "\n".join(rapu.table2_report(found, tmp_path).notes)
+    assert "too few seeds: covis +0.000 (2 seeds)" in claims
+    assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
+    alone = rapu.table2_report([r for r in found if r.spec["seed"] < 2], tmp_path)
+    assert "ml, WRMF, 3%, minus top-popular: too few seeds: revadv, rapu-g" in "\n".join(alone.notes)
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
@@ -72,6 +93,9 @@ def test_rapu_sweeps(module, tmp_path):
     assert {r[0] for r in made.rows} == set(module.SWEEPS)
     lengths = [r[2] for r in made.rows if r[0] == "length" and r[3] == "random"]
     assert lengths == ["10", "20", "30", "40", "50", "100"]
+    assert {r[3] for r in made.rows} == {*module.LINES, *module.BASELINES}
+    order = [spec["attack"] in module.BASELINES for spec in module.figs_cells(False) if spec["seed"] == 0]
+    assert order == sorted(order)  # the lines that were there first
     assert {r[1] for r in made.rows if r[0] == "removed"} == {"WRMF", "NCF", "LightGCN"}
 
 
@@ -93,10 +117,23 @@ def test_gowalla_tables(tmp_path):
     made = revadv_gowalla.fig5_report([record(s) for s in revadv_gowalla.fig5_cells(False)], tmp_path)
     assert [r[0] for r in made.rows] == [*revadv_gowalla.ATTACKS, "published: Clean", "published: WRMF+SGD"]
     assert made.rows[-1][1] == "0.1405"
+    assert "CML, minus rand-filter: wrmf-als +0.0000 [" in "\n".join(made.notes)
+    one = [record(s) for s in revadv_gowalla.fig5_cells(False) if s["seed"] == 0 and s["victim"] == "ItemCF"]
+    one[2].result["victim"]["hr_any"] = 0.13  # wrmf-als
+    notes = "\n".join(revadv_gowalla.fig5_report(one, tmp_path).notes)
+    assert "ItemCF, minus rand-filter: wrmf-als +0.0300 (1 seed), itemae-pd +0.0000 (1 seed)" in notes
+    assert "WRMF, minus rand-filter" not in notes
     assert "2.0 (the official code" in "\n".join(made.notes)
     made = revadv_gowalla.table2_report([record(s) for s in revadv_gowalla.table2_cells(False)], tmp_path)
     assert len(made.rows) == 8
     assert made.rows[1][2].endswith("/ 0.1405")
+
+
+def test_gowalla_has_three_seeds_one_after_the_other():
+    for cells in (revadv_gowalla.fig5_cells(False), revadv_gowalla.table2_cells(False)):
+        assert [spec["seed"] for spec in cells] == sorted(spec["seed"] for spec in cells)
+        assert {spec["seed"] for spec in cells} == {0, 1, 2}
+        assert len({str(spec) for spec in cells}) == len(cells)
 
 
 def test_poisonrec_tables(tmp_path):
@@ -116,13 +153,21 @@ def test_poisonrec_tables(tmp_path):
             found |= {"alternation": 0.75, "clicked": [[3, 0.5]]}
             if spec["ranker"] == "PMF":
                 found |= {"plane": [[0.0, 1.0], [1.0, 0.0]], "popularity": [5, 0], "times": [0, 7]}
+            if spec["ranker"] == "PMF" and spec["data"] == "steam":
+                found |= {"target": [False, True], "space": "PMF"}
         return Record(spec, found, ABOUT)
 
     made = poisonrec.table3_report([record(s) for s in poisonrec.table3_cells(False)], tmp_path)
     row = next(r for r in made.rows if r[:2] == ["clothing", "CoVisitation"])
     assert row[-1].endswith("/ 2,239")
     assert not any(r[:2] == ["steam", "GRU4Rec"] for r in made.rows)  # its order is not known
+    assert (
+        "steam, PMF: PoisonRec minus the best that asks nothing, of 4 run (Random): +0 [+0, +0], undecided"
+        in made.notes
+    )
     assert "paper: Random 7, Popular 10, Middle 10" in "\n".join(made.notes)
+    assert "which do not say where the targets lie: PMF, PMF, PMF" in "\n".join(made.notes)
+    assert "steam, phone, ml-1m: the order of the events is not known" in "\n".join(made.notes)
     assert "CoVisitation: PoisonRec's final policy clicks targets 50%" in "\n".join(made.notes)
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
@@ -139,30 +184,121 @@ def test_poisonrec_tables(tmp_path):
     assert poisonrec.place(5000) == 500
 
 
+def test_poisonrec_says_who_leads_and_which_ranker_nothing_moves(tmp_path):
+    value = {"PoisonRec": 200.0, "Popular": 150.0, "Middle": 400.0}
+
+    def record(spec):
+        recnum = 0.0 if spec["ranker"] == "BPR" else value.get(spec["attack"], 10.0)
+        return Record(
+            spec,
+            {"recnum": recnum, "mean_reward": [0.0, recnum] if "steps" in spec else []},
+            ABOUT,
+        )
+
+    names = ("Random", "Popular", "PoisonRec")
+    cells = [
+        spec
+        for spec in poisonrec.table3_cells(False)
+        if spec["attack"] in names
+        and spec["ranker"] in ("BPR", "PMF")
+        and (spec["data"], spec["seed"]) == ("phone", 0)
+    ]
+    notes = [n for n in poisonrec._lead([record(spec) for spec in cells]) if n.startswith("phone")]
+    assert (
+        notes[0] == "phone, PMF: PoisonRec minus the best that asks nothing, of 2 run (Popular): +50 (1 seed)"
+    )
+    assert notes[1].startswith("phone, BPR: every RecNum is 0, in PoisonRec's 2 steps")
+    assert poisonrec._lead([record(spec) for spec in cells if spec["attack"] != "PoisonRec"]) == []
+
+
 def test_the_strategy_of_a_policy_that_alternates():
-    clicks = np.array([[[9, 1, 9, 2], [9, 1, 9, 9]]])
-    base = type("Base", (), {"params": {"item": np.random.default_rng(0).normal(size=(60, 3))}})()
-    world = type("World", (), {"base": base})()
+    clicks = np.array([[[59, 1, 59, 2], [59, 1, 59, 59]]])
     train = Interactions.from_arrays([0], [1], items=60)
-    found = poisonrec.strategy(clicks, clicks == 9, world, train)  # type: ignore[arg-type]
+    table = np.random.default_rng(0).normal(size=(60, 3))
+    found = poisonrec_strategy.strategy(clicks, np.array([58, 59]), table, train)
     assert found["alternation"] == 5 / 6
-    assert found["clicked"][0] == [9, 5 / 8]
-    assert found["times"][:3] == [5, 2, 1]
+    assert found["clicked"][0] == [59, 5 / 8]
+    assert found["times"][:4] == [0, 5, 2, 1]  # targets first, clicked or not
     assert sum(found["times"]) == 8
+    assert found["target"] == [True, True] + 58 * [False]
+    assert sum(found["popularity"]) == 1
     assert len(found["plane"]) == 60
+
+
+def test_rankers_without_vectors_of_items_are_drawn_in_the_space_of_pmf(monkeypatch):
+    made = lambda **params: SimpleNamespace(base=SimpleNamespace(params=params))
+    monkeypatch.setattr(poisonrec, "_world", lambda data, ranker, seed: made(item=[[seed, len(ranker)]]))
+    for ranker in poisonrec.TABLELESS:
+        table, name = poisonrec._table({"data": "steam", "ranker": ranker, "seed": 7}, made())  # type: ignore[arg-type]
+        assert (table.tolist(), name) == ([[7, 3]], "PMF")
+    own = poisonrec._table({"data": "clothing", "ranker": "GRU4Rec", "seed": 0}, made(out=[[1.0]]))  # type: ignore[arg-type]
+    assert (own[0].tolist(), own[1]) == ([[1.0]], "GRU4Rec")
+
+
+def test_every_ranker_has_what_its_picture_is_drawn_from():
+    for ranker, (name, preset) in poisonrec.RANKERS.items():
+        if ranker not in poisonrec.TABLELESS:
+            params = jax.eval_shape(
+                lambda key, name=name, preset=preset: registry.make(name, preset).init(key, 3, 5, 0),
+                jax.random.key(0),
+            )
+            assert params["out" if ranker == "GRU4Rec" else "item"].shape[0] == 5
+
+
+def test_designs_put_the_ranker_nothing_moves_last():
+    cells = poisonrec.designs_cells(False)
+    assert list(dict.fromkeys(c["ranker"] for c in cells)) == [
+        "ItemPop",
+        "PMF",
+        "NeuMF",
+        "AutoRec",
+        "NGCF",
+        "BPR",
+    ]
+    assert [c["seed"] for c in cells] == sorted(c["seed"] for c in cells)
+    assert max(c["seed"] for c in cells) == 2
 
 
 def test_detectability_draws_the_first_seed(tmp_path):
     def record(spec):
         points = np.random.default_rng(0).normal(size=(30, 2)).tolist()
-        found = {"fakes": 5, "popularity_distance": 0.2, "jaccard": 0.3, "base_rate": 0.1}
-        for space in detectability.SPACES:
+        chance = 0.1 if spec["data"] == "ml" else 0.01
+        found = {"fakes": 5, "popularity_distance": 0.2, "jaccard": 0.3, "base_rate": chance}
+        for space in detectability.SPACES[spec["data"]]:
             found |= {f"purity {space}": 0.5, f"pca {space}": points, f"tsne {space}": points}
         return Record(spec, found, ABOUT)
 
     made = detectability.table([record(s) for s in detectability.cells(True)], tmp_path)
-    assert [r[0] for r in made.rows] == list(detectability.ATTACKS[:3])
+    assert [r[1] for r in made.rows] == list(detectability.ATTACKS[:3])
     assert len(made.pictures) == 2
+    missing = made.notes[-1]
+    assert missing.startswith("without a record yet: MovieLens-100K, 3%: revadv, rapu-r")
+    assert missing.endswith("Gowalla, 1%, head targets: rand-filter, wrmf-als, wrmf-sgd")
+    cells = detectability.cells(False)
+    assert [c["data"] for c in cells] == sorted((c["data"] for c in cells), reverse=True)  # Gowalla last
+    made = detectability.table([record(s) for s in cells], tmp_path)
+    assert [tuple(r[:3]) for r in made.rows[-4:]] == [
+        ("ml", "srwa", "3"),
+        *(("gowalla", name, "3") for name in detectability.GOWALLA),
+    ]
+    assert "by chance 0.100 (MovieLens-100K, 3%), 0.010 (Gowalla, 1%, head targets);" in made.notes[1]
+    assert [p.name for p in made.pictures[2:]] == [
+        "detectability-pca-gowalla.png",
+        "detectability-tsne-gowalla.png",
+    ]
+
+
+def test_the_fake_users_of_gowalla_are_those_of_its_study(monkeypatch):
+    asked = {}
+
+    def setting(spec):
+        asked.update(spec)
+        return "case", "profiles", {}
+
+    monkeypatch.setattr(revadv_gowalla, "setting", setting)
+    spec = {"study": "detectability", "data": "gowalla", "attack": "wrmf-als", "seed": 1}
+    assert detectability.setting(spec)[:2] == ("case", "profiles")
+    assert (asked["attack"], asked["stratum"], asked["seed"]) == ("wrmf-als", "head", 1)
 
 
 def test_the_detectors_table_names_the_best_in_hindsight(tmp_path):

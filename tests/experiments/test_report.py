@@ -8,6 +8,7 @@ from experiments import report
 def test_interval():
     assert report.interval([]) == report.interval([float("nan")]) == "-"
     assert report.interval([0.25]) == "0.250"
+    assert report.interval([0.25, float("nan"), 0.5], 2) == "0.25, 0.50"
     text = report.interval([0.1, 0.2, 0.3, 0.4, 0.5])
     assert text.startswith("0.300 [0.1")
 
