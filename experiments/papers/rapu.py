@@ -118,7 +118,7 @@ def method_of(name: str, world: World, fraction: float, budget: int) -> Attack |
         "rapu-g-no-pgm": lambda: attacks.rapu_g(**learned(), pgm=False),
         "rapu-r": lambda: attacks.rapu_r(_model(*world.victims["WRMF"]), **spent),
     }
-    return makers[name]()
+    return makers[name]() if name in makers else getattr(attacks, name.replace("-", "_"))(**spent)
 
 
 @functools.lru_cache
