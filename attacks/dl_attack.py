@@ -99,7 +99,8 @@ def dl_attack(
         users: real users drawn in each step of the second training; their `l`, scaled to all users, is an unbiased
             estimate, >= 1.
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -182,7 +183,7 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         return Profiles.from_rows(state.rows, targets, clicks_targets=True, width=self.width(train, targets))
 
     def width(self, train: Interactions, targets: Int[Array, " T"]) -> int:

@@ -103,7 +103,8 @@ def srwa(
             them. Time and memory follow it; with fewer, fake users are less alike and the attack is weaker.
         sweeps: of a walk per gradient, and terms of its adjoint, >= 1; each step goes on from the last one's walk.
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -196,7 +197,7 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         width = min(self.budget + targets.size, train.items)
         return Profiles.from_rows(
             state.rows, targets, track=self.threat.track, clicks_targets=True, width=width

@@ -112,7 +112,8 @@ def tna(
         refresh: sweeps after each fake user, >= 1.
         linear: how `H w = v` is solved for the influences; None: `bilevel.cg(damping=l2)`.
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -232,9 +233,10 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr, "code": state.code}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         width = min(self.budget + targets.size, train.items)
-        return Profiles.from_rows(state.rows, targets, track="explicit", clicks_targets=True, width=width)
+        rows = state.rows.at[:, targets].set(target_rating(self.threat.goal, self.ratings))
+        return Profiles.from_rows(rows, targets, track="explicit", clicks_targets=True, width=width)
 
     def make(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> State:
         """One more fake user: learn its relaxed row, take the largest, rate them, and train on."""

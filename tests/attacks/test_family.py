@@ -319,6 +319,29 @@ def test_call_trace_run_and_jit_agree(made, train, key, name):
         np.testing.assert_allclose(driven.history[metric], values, rtol=1e-5, err_msg=metric)
 
 
+STEPPED = ("srwa", "aush", "dl_attack", "rapu_g", "pga", "tna", "poisonrec", "appgrad", "revadv")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in ("srwa", "tna") else pytest.mark.slow)
+        for name in MEMBERS
+        if name.split("-")[0] in STEPPED
+    ],
+)
+def test_a_run_that_ends_early_is_legal(made, name):
+    member = MEMBERS[name]
+    attack, _ = made(name, member.budgets[0])
+    keys, trains, targets = scenarios(member.track, 0 if member.goal == "availability" else TARGETS)
+    train, own = jax.tree.map(lambda leaf: leaf[3], (trains, targets))
+    assert attack.steps > 1
+    ended = attacks.run(attack, keys[3], train, own, on_block=lambda block: True)  # which validates
+    assert ended.done == 1
+    if name.split("-")[0] in ("srwa", "tna", "dl_attack"):  # two of three fake users are made
+        np.testing.assert_array_equal(np.sum(np.asarray(ended.profiles.rows) > 0, axis=1), [6, 6, 2])
+
+
 def test_the_repr_is_one_readable_line(made):
     attack, _ = made("revadv-topk", 4)
     assert repr(attack).startswith("revadv(surrogate=wrmf, fakes=3, budget=4, projection='topk'")
