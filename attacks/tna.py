@@ -73,8 +73,8 @@ class View(NamedTuple):
 def tna(
     *,
     fakes: int | float,
-    budget: int,
-    ratings: Ratings | tuple[float, float, float],
+    budget: int | None = None,
+    ratings: Ratings | tuple[float, float, float] | None = None,
     track: Track = "explicit",
     goal: Goal = "promote",
     subset: Subset = "all",
@@ -90,6 +90,7 @@ def tna(
     refresh: int = 2,
     linear: bilevel.LinearSolver | None = None,
     stages: int = 10,
+    clicks: int | None = None,
 ) -> Attack:
     """TNA (`subset="all"`), S-TNA (`"influence"`) or its control S-TNA-Rand (`"random"`).
 
@@ -114,6 +115,7 @@ def tna(
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
             profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
             only.
+        clicks: `None`, there is no sequence.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -147,8 +149,10 @@ def tna(
     >>> profiles.validate(budget=3, ratings=(1, 5)).to_rows()[:, 1].tolist(), history["loss"].shape
     ([5.0, 5.0], (2,))
     """
-    config = dict(locals())
-    _refuse(track, goal, budget, subset, share, linear)
+    config = {name: value for name, value in locals().items() if name != "clicks"}
+    _refuse(track, goal, subset, share, linear)
+    if budget is None:
+        raise ValueError("budget is None; tna has to know how many fillers to take: give an integer")
     share = config["share"] = 0.4 if share is None else share
     counts("tna", steps=steps, k=k, refresh=refresh, stages=stages)
     numbers("tna", 0, open_end=True, learning_rate=learning_rate, width=width)
@@ -162,7 +166,8 @@ def tna(
         goal=goal,
         track=track,
         knowledge="interactions",
-        ratings=Ratings(*ratings),
+        clicks=clicks,
+        ratings=None if ratings is None else Ratings(*ratings),
     )
     solver = bilevel.cg(damping=l2) if linear is None else linear
     plan = _Plan(
@@ -173,7 +178,7 @@ def tna(
     )
 
 
-def _refuse(track: Any, goal: Any, budget: Any, subset: Any, share: Any, linear: Any) -> None:
+def _refuse(track: Any, goal: Any, subset: Any, share: Any, linear: Any) -> None:
     if track != "explicit":
         raise ValueError(
             f"track is {track!r}; tna learns ratings of a factorization of ratings: expected 'explicit'. On clicks "
@@ -184,8 +189,6 @@ def _refuse(track: Any, goal: Any, budget: Any, subset: Any, share: Any, linear:
             "goal is 'availability', but tna moves targets past lists and knows no others: expected 'promote' or "
             "'demote'; pga serves availability"
         )
-    if budget is None:
-        raise ValueError("budget is None; tna has to know how many fillers to take: give an integer")
     if subset not in get_args(Subset):
         raise ValueError(f"subset is {subset!r}; expected one of {', '.join(map(repr, get_args(Subset)))}")
     if share is not None and subset == "all":

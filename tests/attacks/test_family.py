@@ -379,6 +379,32 @@ def test_a_call_refuses(made, train, key, name, change, error, match):
         made(name, 4)[0](**arguments)
 
 
+@pytest.mark.parametrize(
+    ("factory", "arguments", "match"),
+    [
+        (attacks.pga, {"track": "sequence", "clicks": 4}, "pga factorizes a matrix"),
+        (attacks.srwa, {"track": "sequence", "clicks": 4}, "srwa writes edges"),
+        (attacks.aush, {"track": "sequence", "clicks": 4}, "aush writes ratings"),
+        (attacks.tna, {"track": "sequence", "clicks": 4}, "tna learns ratings"),
+        (attacks.tna, {"track": "implicit", "budget": 4}, "tna learns ratings"),
+        (attacks.tna, {"budget": 4}, r"needs ratings=\(low, high, step\)"),
+        (attacks.dl_attack, {"track": "sequence", "clicks": 4}, "clicks without order"),
+        (attacks.dl_attack, {"track": "explicit", "budget": 4, "ratings": GRID}, "clicks without order"),
+        (attacks.dl_attack, {"budget": 4, "ratings": GRID}, "has no ratings"),
+        *[(factory, {}, "budget is None") for factory in (srwa, aush, attacks.dl_attack)],
+        *[(factory, {"ratings": GRID}, "budget is None") for factory in (pga, tna)],
+        *[(factory, {"budget": 4, "clicks": 4}, "sequence has a length") for factory in (srwa, aush)],
+        *[
+            (factory, {"budget": 4, "clicks": 4, "ratings": GRID}, "sequence has a length")
+            for factory in (pga, tna)
+        ],
+    ],
+)
+def test_what_is_said_in_the_words_of_another_track_is_refused(factory, arguments, match):
+    with pytest.raises(ValueError, match=match):
+        factory(fakes=FAKES, **arguments)
+
+
 def test_what_is_static_is_refused_inside_jit_too(made, train, key):
     with pytest.raises(ValueError, match="budget is 8, but only 7"):
         made("random", 8)[1](key, train, jnp.array([0, 1, 2]))
