@@ -158,7 +158,6 @@ def test_a_huge_penalty_empties_the_row_and_leaves_the_lowest_ids(train, key):
 # ------------------------------------------------------------------------------------------------ S
 
 
-@pytest.mark.slow
 def test_everybody_in_s_is_tna(train, key):
     whole, _ = crafted(stages=1)(key, train)
     same, _ = crafted(stages=1, subset="influence", share=1.0)(key, train)
