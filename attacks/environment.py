@@ -200,6 +200,9 @@ def environment(
         block: users read at a time, >= 1.
         at_once: sets of sequences judged side by side, >= 1: more for an accelerator, 1 where cores are few.
 
+    Returns:
+        An `Environment`, to be given to `attacks.poisonrec` or `attacks.appgrad`.
+
     Raises:
         ValueError: a number outside its range, or an `update` that the model has no use for.
 
