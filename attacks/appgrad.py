@@ -125,7 +125,14 @@ def appgrad_learner(
     learning_rate: float = 0.5,
     goal: Goal = "promote",
 ) -> AskTell:
-    """AppGrad in ask/tell form, for a victim outside JAX; arguments as in `appgrad`, rewards are to be maximized.
+    """AppGrad in ask/tell form, for a victim outside JAX.
+
+    Args:
+        fakes, clicks, queries, directions, kind, radius, learning_rate, goal: as in `appgrad`.
+
+    Returns:
+        An `AskTell`, such as `attacks.play` plays. Rewards are told as they are to be maximized: RecNum, or for
+        `goal="demote"` its negative (`attacks.play` does that).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of its range.
@@ -133,6 +140,8 @@ def appgrad_learner(
     Reference: Christakopoulou, Banerjee, RecSys 2019.
 
     **Differs from the paper:** see `appgrad`.
+
+    **How it is detected and what mitigates it:** see `appgrad`: by the trials first, which here are real ones.
 
     >>> learner = appgrad_learner(fakes=2, clicks=3, queries=8, directions=2)
     >>> state = learner.init(jax.random.key(0), jnp.zeros(6, int), jnp.array([0]), 2)

@@ -61,7 +61,7 @@ class State(NamedTuple):
 def aush(
     *,
     fakes: int | float,
-    budget: int,
+    budget: int | None = None,
     track: Track = "implicit",
     ratings: Ratings | tuple[float, float, float] | None = None,
     goal: Goal = "promote",
@@ -76,6 +76,7 @@ def aush(
     reconstruction: float = 1.0,
     unrated: float = 0.5,
     l2: float = 1e-4,
+    clicks: int | None = None,
 ) -> Attack:
     """AUSH: real users' ratings as fillers, and ratings of what the targets' audience likes from a GAN.
 
@@ -96,6 +97,7 @@ def aush(
         adversarial, shilling, reconstruction: weights of the generator's losses, >= 0.
         unrated: share of the selected items the template has not rated that reconstruction reads as 0, in [0, 1].
         l2: of the generator's parameters, gradient `l2 * theta`, >= 0.
+        clicks: `None`, there is no sequence.
 
     Returns:
         An attack of `steps` outer steps; `knowledge="interactions"`. Its history has the means over an epoch of
@@ -121,7 +123,7 @@ def aush(
     >>> profiles.validate(budget=4), sorted(history)[:2]
     (Profiles(2 fakes x 8 items, implicit, rows), ['adversarial', 'discriminator'])
     """
-    config = dict(locals())
+    config = {name: value for name, value in locals().items() if name != "clicks"}
     _check_track(track, goal)
     if budget is None:
         raise ValueError("budget is None; aush has to know how many fillers to keep: give an integer")
@@ -139,7 +141,13 @@ def aush(
         raise ValueError(f"aush: unrated={unrated!r}; expected a share of at most 1")
     grid = None if ratings is None else Ratings(*ratings)
     threat = ThreatModel(
-        fakes=fakes, budget=budget, goal=goal, track=track, knowledge="interactions", ratings=grid
+        fakes=fakes,
+        budget=budget,
+        goal=goal,
+        track=track,
+        knowledge="interactions",
+        clicks=clicks,
+        ratings=grid,
     )
     plan = _Plan(
         threat=threat,

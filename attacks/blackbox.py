@@ -329,6 +329,19 @@ def play(
             queries.
 
     Reference: Song et al., ICDE 2020, Algorithm 1. **Differs from the paper:** nothing.
+
+    >>> from attacks.appgrad import appgrad_learner
+    >>> class Store:
+    ...     queries = 0
+    ...     def inject(self, profiles):
+    ...         self.queries, self.shown = self.queries + 1, int((np.asarray(profiles.clicks) == 0).sum())
+    ...     def recnum(self):
+    ...         return self.shown
+    >>> learner = appgrad_learner(fakes=2, clicks=3, queries=4, directions=1)
+    >>> box = Store()  # which shows item 0 as often as it was clicked
+    >>> played = play(learner, box, jax.random.key(0), np.ones(6, int), [0])
+    >>> played.profiles.clicks.shape, played.history["best_reward"].shape, box.queries
+    ((2, 3), (2,), 4)
     """
     check_targets(np.asarray(targets), np.size(popularity))
     if users is None and not isinstance(learner.threat.fakes, int):

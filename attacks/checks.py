@@ -45,6 +45,15 @@ def check(
             other items; another track;
             initial rows of the wrong shape, not binary, or for an attack that does not start from rows; a test set of
             other users or items.
+
+    Reference: none.
+
+    **Differs from the paper:** nothing.
+
+    >>> check(ThreatModel(fakes=1, budget=2), jax.random.key(0), Interactions.from_dense(np.eye(3)), [3])
+    Traceback (most recent call last):
+    ...
+    ValueError: target 3 is outside 0..2 (3 items)
     """
     if not isinstance(train, Interactions):
         raise TypeError(

@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
 from attacks.attack import Attack
-from attacks.threat import Goal, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track
 from bilevel.project import column_mask, topk
 from models.data import Interactions, Profiles, inject, sample
 from models.evaluation import over_users
@@ -64,7 +64,7 @@ class Snapshot(NamedTuple):
 def dl_attack(
     *,
     fakes: int | float,
-    budget: int,
+    budget: int | None = None,
     surrogate: Recommender | None = None,
     track: Track = "implicit",
     goal: Goal = "promote",
@@ -77,6 +77,8 @@ def dl_attack(
     k: int = 10,
     users: int = 16,
     stages: int = 10,
+    ratings: Ratings | tuple[float, float, float] | None = None,
+    clicks: int | None = None,
 ) -> Attack:
     """DL-Attack: fillers are what a model trained to show the targets predicts for the fake user.
 
@@ -99,7 +101,9 @@ def dl_attack(
         users: real users drawn in each step of the second training; their `l`, scaled to all users, is an unbiased
             estimate, >= 1.
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
+        ratings, clicks: `None`, there are neither.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -126,7 +130,8 @@ def dl_attack(
     >>> attack(jax.random.key(0), train, jnp.array([1])).to_rows().sum(axis=0).tolist()[1]
     2.0
     """
-    config = {**locals(), "surrogate": neumf(epochs=20) if surrogate is None else surrogate}
+    config = {name: value for name, value in locals().items() if name not in ("ratings", "clicks")}
+    config["surrogate"] = neumf(epochs=20) if surrogate is None else surrogate
     model = config["surrogate"]
     if not isinstance(model, Recommender):
         raise TypeError(f"surrogate is {model!r}; expected a Recommender, such as models.ncf.neumf()")
@@ -145,7 +150,13 @@ def dl_attack(
     numbers("dl_attack", 0, eta=eta, kappa=kappa, delta=delta)
     if delta > 1:
         raise ValueError(f"dl_attack: delta={delta!r}; expected a factor of at most 1")
-    threat = ThreatModel(fakes=fakes, budget=budget, knowledge="interactions")
+    threat = ThreatModel(
+        fakes=fakes,
+        budget=budget,
+        knowledge="interactions",
+        clicks=clicks,
+        ratings=None if ratings is None else Ratings(*ratings),
+    )
     plan = _Plan(threat, model, budget, rounds, learning_rate, weight, eta, kappa, delta, k, users, stages)
     show = ("target_hr", "loss")
     return Attack("dl_attack", config, threat, stages, plan.init, plan.step, plan.finish, show=show)
@@ -182,7 +193,7 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         return Profiles.from_rows(state.rows, targets, clicks_targets=True, width=self.width(train, targets))
 
     def width(self, train: Interactions, targets: Int[Array, " T"]) -> int:

@@ -60,7 +60,8 @@ def run(
             data are included anyway.
 
     Returns:
-        `Run`. A run ended by `on_block` has the best profiles so far.
+        `Run`. A run ended by `on_block` has the best profiles so far; where fake users are made one after the other
+        (`stages`), those not made yet have the targets only.
 
     Raises:
         TypeError, ValueError: see `attacks.checks.check`; the store holds another run (the text names what differs).

@@ -24,7 +24,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from attacks.counted import Offer, Ranker
-from attacks.rankers import Update, ranker
+from attacks.rankers import EPOCHS, Update, ranker
 from bilevel.store import digest
 from models.data import Interactions, sample
 from models.evaluation.candidates import among_best, draw_candidates
@@ -172,7 +172,7 @@ def environment(
     model: Recommender,
     *,
     update: Update = "poison",
-    ft_epochs: int = 10,
+    ft_epochs: int = EPOCHS,
     ft_batch: int | None = None,
     candidates: int = 92,
     k: int = 10,
@@ -187,7 +187,8 @@ def environment(
             (fresh) and batch.
         update: "poison": fine-tuned on the attackers' clicks only, who are new users; "replay": with the last T clicks
             of N real users, drawn anew each time, among them; "scratch": trained again on everything.
-        ft_epochs: passes over the clicks of a fine-tuning, >= 1.
+        ft_epochs: passes over the clicks of a fine-tuning, >= 1; other than 10 only where there is one: not for ItemPop
+            and CoVisitation, not with "scratch".
         ft_batch: clicks of a step of it, >= 1; None: the model's own batch, which is often more than there are clicks:
             then a pass is one step, and little moves. The learning rate stays the model's. For models of sampled pairs
             (PMF, BPR, NeuMF, NGCF, ...) only.
@@ -198,6 +199,9 @@ def environment(
             they drawn once for all, whoever learns from rewards would learn these n users by heart.)
         block: users read at a time, >= 1.
         at_once: sets of sequences judged side by side, >= 1: more for an accelerator, 1 where cores are few.
+
+    Returns:
+        An `Environment`, to be given to `attacks.poisonrec` or `attacks.appgrad`.
 
     Raises:
         ValueError: a number outside its range, or an `update` that the model has no use for.

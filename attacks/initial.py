@@ -107,3 +107,19 @@ def check_initial(initial: Any) -> None:
         raise ValueError(
             f"initial is {initial!r}; expected 'random_users', 'first', 'given' or binary rows (F, I)"
         )
+
+
+def most_copied(initial: Any, clicks: int | None) -> int:
+    """Most clicks of a user that is copied, 100 by default; refused where rows are given and nobody is copied.
+
+    Raises:
+        ValueError: what was given and where it would be of use.
+
+    >>> most_copied("random_users", None), most_copied("first", 20)
+    (100, 20)
+    """
+    if clicks is not None and (not isinstance(initial, str) or initial == "given"):
+        raise ValueError(
+            f"initial_clicks is {clicks!r}, but the rows to start from are given, so no user is copied; leave it out"
+        )
+    return 100 if clicks is None else clicks

@@ -48,8 +48,16 @@ def make_objective(
         k, width, mask: of `"wmw"`, see `ranking`.
         block: users scored at once, >= 1; None: as many as fit in `CELLS` score cells.
 
+    Returns:
+        The loss: of `"promote"` `promotion` or `ranking`, of `"demote"` its negative, of `"availability"`
+        `sum_u mean_{i clicked by u} log softmax(S_u)_i`, without targets.
+
     Raises:
         ValueError: unknown goal or wish, or a pair of them that has no formula.
+
+    Reference: Tang, Wen, Wang (RevAdv), RecSys 2020, eq. 3; Zhang et al. (RAPU), KDD 2021, section 3.
+
+    **Differs from the paper:** both promote; demotion and availability are ours.
 
     >>> loss = make_objective("demote")
     >>> train = Interactions.from_arrays([0, 1], [0, 1], items=4)

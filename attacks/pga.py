@@ -65,7 +65,7 @@ class Parts(NamedTuple):
 def pga(
     *,
     fakes: int | float,
-    budget: int,
+    budget: int | None = None,
     track: Track = "explicit",
     ratings: Ratings | tuple[float, float, float] | None = None,
     goal: Goal = "promote",
@@ -80,6 +80,7 @@ def pga(
     l2: float | None = None,
     weight: float | None = None,
     sweeps: int = 10,
+    clicks: int | None = None,
 ) -> Attack:
     """PGA: `X <- Proj(X + s dU/dX)` with `U = mu1 availability + mu2 integrity` of a factorization's predictions.
 
@@ -99,6 +100,7 @@ def pga(
         factors, sweeps: of the factorization, see `attacks.kkt.Ridge`.
         l2: ridge > 0; default 1 for ratings (divided by r_max), 0.05 for clicks.
         weight: of a click, >= 1, default 20; for `"implicit"`.
+        clicks: `None`, there is no sequence.
 
     Returns:
         An attack; `knowledge="interactions"`. Its history has `loss` (minus the utility), of `availability` and
@@ -129,8 +131,10 @@ def pga(
     >>> profiles.validate(budget=3, ratings=(1, 5)).to_rows()[:, 1].tolist(), history["loss"].shape
     ([5.0, 5.0], (3,))
     """
-    config = dict(locals())
-    _refuse(track, goal, budget, gradient, initial)
+    config = {name: value for name, value in locals().items() if name != "clicks"}
+    _refuse(track, goal, gradient, initial)
+    if budget is None:
+        raise ValueError("budget is None; pga has to know how many fillers to take: give an integer")
     both = _weights(goal, availability, integrity)
     counts("pga", steps=steps)
     numbers("pga", 0, open_end=True, learning_rate=learning_rate)
@@ -147,13 +151,14 @@ def pga(
         goal=goal,
         track=track,
         knowledge="interactions",
+        clicks=clicks,
         ratings=None if ratings is None else Ratings(*ratings),
     )
     plan = _Plan(threat, budget, both, learning_rate, _unrolled(gradient, tau, sweeps), initial, model)
     return Attack("pga", config, threat, steps, plan.init, plan.step, plan.finish, show=("loss", "exchanged"))
 
 
-def _refuse(track: Any, goal: Any, budget: Any, gradient: Any, initial: Any) -> None:
+def _refuse(track: Any, goal: Any, gradient: Any, initial: Any) -> None:
     if track == "sequence":
         raise ValueError(
             "track is 'sequence'; pga factorizes a matrix, which has no order: expected 'explicit' or 'implicit'"
@@ -163,8 +168,6 @@ def _refuse(track: Any, goal: Any, budget: Any, gradient: Any, initial: Any) -> 
             "goal is 'demote' on clicks, but pga demotes by low ratings of the targets, and a click is none: use the "
             "'explicit' track, or revadv"
         )
-    if budget is None:
-        raise ValueError("budget is None; pga has to know how many fillers to take: give an integer")
     for name, value, options in (("gradient", gradient, Gradient), ("initial", initial, RatingRule)):
         if value not in get_args(options):
             raise ValueError(

@@ -130,10 +130,14 @@ def poisonrec_learner(
     scale: float = 0.1,
     goal: Goal = "promote",
 ) -> AskTell:
-    """PoisonRec in ask/tell form, for a victim outside JAX; arguments as in `poisonrec`.
+    """PoisonRec in ask/tell form, for a victim outside JAX.
 
-    Rewards are told as they are to be maximized: RecNum, or for `goal="demote"` its negative (`attacks.play`
-    does that).
+    Args:
+        fakes, clicks, design, steps, sets, epochs, batch, learning_rate, clip, width, scale, goal: as in `poisonrec`.
+
+    Returns:
+        An `AskTell`, such as `attacks.play` plays. Rewards are told as they are to be maximized: RecNum, or for
+        `goal="demote"` its negative (`attacks.play` does that).
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind or out of its range.
@@ -141,6 +145,8 @@ def poisonrec_learner(
     Reference: Song et al., ICDE 2020, Algorithm 1.
 
     **Differs from the paper:** see `poisonrec`.
+
+    **How it is detected and what mitigates it:** see `poisonrec`: by the trials first, which here are real ones.
 
     >>> learner = poisonrec_learner(fakes=2, clicks=3, sets=4, width=4)
     >>> state = learner.init(jax.random.key(0), jnp.arange(6), jnp.array([0]), 2)

@@ -82,6 +82,9 @@ def revadv_preset(
     **Differs from the paper:** WRMF+SGD unrolls 10 of 50 epochs as the code does, the text says 10%. On the toy the
     paper does not say what its ItemAE attack uses besides the model: the WRMF settings.
 
+    **How it is detected and what mitigates it:** see `attacks.revadv`. No preset bounds the clicks: where profiles are
+    longer than real ones, their length alone finds them.
+
     >>> attack = revadv_preset("toy", estimator="truncated", tau=5)
     >>> attack.steps, attack.config["threshold"], attack.config["surrogate"].name
     (50, 0.2, 'wrmf')

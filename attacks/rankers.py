@@ -26,10 +26,12 @@ from attacks.finetune import of_pairs, retrained, tuned
 from models.recommender import Recommender, given
 
 Update = Literal["poison", "replay", "scratch"]
+EPOCHS = 10
+"""Passes of a fine-tuning when nothing is said; the paper states none."""
 
 
 def ranker(
-    model: Recommender, *, update: Update = "poison", epochs: int = 10, batch: int | None = None
+    model: Recommender, *, update: Update = "poison", epochs: int = EPOCHS, batch: int | None = None
 ) -> Ranker:
     """How `model` is updated and read.
 
@@ -37,7 +39,7 @@ def ranker(
         model: any recommender of `models`.
         update: "poison": fine-tuned on the attackers' clicks, its optimizer fresh; "replay": with the last clicks of
             as many real users, drawn anew, among them; "scratch": trained again on everything.
-        epochs: passes over the clicks of a fine-tuning, >= 1.
+        epochs: passes over the clicks of a fine-tuning, >= 1; other than 10 only where there is one.
         batch: clicks of a step of it, >= 1; None: the model's own.
 
     Raises:
@@ -52,7 +54,13 @@ def ranker(
         raise ValueError(
             f"ft_batch={batch}: {model.name} is not fine-tuned by batches of clicks here; leave it out"
         )
-    if model.name in ("itempop", "covisitation"):
+    counted = model.name in ("itempop", "covisitation")
+    if epochs != EPOCHS and (counted or update == "scratch"):
+        raise ValueError(
+            f"ft_epochs={epochs}: {model.name} is not fine-tuned here but {'counts' if counted else 'trained again'}; "
+            "leave it out"
+        )
+    if counted:
         if update != "poison":
             raise ValueError(
                 f"update={update!r}: {model.name} only counts and adds the clicks exactly; leave it out"

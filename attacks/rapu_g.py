@@ -19,7 +19,7 @@ from jaxtyping import Array, ArrayLike, Float, Int
 
 from attacks.attack import Attack
 from attacks.denoised import denoised
-from attacks.initial import Initial
+from attacks.initial import Initial, most_copied
 from attacks.objective import Wish, make_objective
 from attacks.outer import Outer, Project, check_loop, loss_weights, surrogates
 from attacks.pgm import MStep, Pgm
@@ -56,7 +56,7 @@ def rapu_g(
     memory: Memory | None = None,
     normalize_rows: bool = True,
     initial: Initial | Float[ArrayLike, "F I"] = "random_users",
-    initial_clicks: int = 100,
+    initial_clicks: int | None = None,
     k: int = 50,
     weights: Sequence[float] | None = None,
     block: int | None = None,
@@ -75,7 +75,7 @@ def rapu_g(
         m_step, r_bar, sigma, em_iterations: of the generative model, see `attacks.pgm.Pgm`; default `"paper"`,
             `"mean"`, 0.3, 50.
         em_every: epochs from one EM to the next, >= 1; default 1.
-        em_last: epochs trained with responsibilities; default the `tau` differentiated ones. The code: 3.
+        em_last: epochs trained with responsibilities, >= 1; default the `tau` differentiated ones. The code: 3.
         renormalize: divide the weighted loss by the mean responsibility, as the code does.
         steps: outer steps T, >= 1; iterates 0..T-1 are scored, the last update is not made use of.
         learning_rate, momentum: of the outer steps: eta > 0, and in [0, 1).
@@ -115,6 +115,7 @@ def rapu_g(
     >>> attack(jax.random.key(0), train, jnp.array([1])).to_rows().sum(axis=1).tolist()
     [3.0, 3.0]
     """
+    initial_clicks = most_copied(initial, initial_clicks)
     config = {**locals()}
     check_loop(
         steps=steps,
@@ -134,6 +135,11 @@ def rapu_g(
     models = surrogates(surrogate)
     if pgm:
         settings: dict[str, Any] = {"last": tau} | em
+        if settings["last"] == 0:
+            raise ValueError(
+                f"{'tau' if em_last is None else 'em_last'} is 0, so no epoch is trained with responsibilities and "
+                "pgm=True does nothing: give em_last >= 1, or pgm=False"
+            )
         models = tuple(denoised(one, Pgm(block=block, **model), **settings) for one in models)
     loop = Outer(
         threat=ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions"),

@@ -59,6 +59,9 @@ def reasoner(
         batch: explained pairs of a step, >= 1, drawn anew and weighed so that an epoch counts each pair once, as it
             does each click.
 
+    Returns:
+        A recommender with the parameters and scores of `surrogate`, and another loss.
+
     Raises:
         ValueError: a number outside its range, an unknown loss, another recommender than NCR.
 

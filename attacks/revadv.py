@@ -15,7 +15,7 @@ from jaxtyping import ArrayLike, Float
 import bilevel
 from attacks.attack import Attack
 from attacks.feasible import Kind, make_projection
-from attacks.initial import Initial
+from attacks.initial import Initial, most_copied
 from attacks.objective import make_objective
 from attacks.outer import Outer, check_loop, loss_weights, surrogates
 from attacks.surrogate import Differentiate, Estimator, make_estimator
@@ -42,7 +42,7 @@ def revadv(
     click_targets: bool = False,
     normalize_rows: bool = True,
     initial: Initial | Float[ArrayLike, "F I"] = "random_users",
-    initial_clicks: int = 100,
+    initial_clicks: int | None = None,
     k: int = 50,
     weights: Sequence[float] | None = None,
     block: int | None = None,
@@ -67,7 +67,7 @@ def revadv(
         normalize_rows: divide each fake user's gradient by its norm.
         initial: `"random_users"` or `"first"`: copies of real users with 1 to `initial_clicks` clicks; binary rows
             `(F, I)`; or `"given"`: rows are passed when the attack is called. Rows passed at the call always win.
-        initial_clicks: most clicks of a user that is copied, >= 1.
+        initial_clicks: most clicks of a user that is copied, >= 1; default 100; only where `initial` copies users.
         k: list length of the hit ratio an iterate is scored by, >= 1.
         weights: positive weight of each surrogate's loss, default 1 each.
         block: users the loss scores at once, see `attacks.promotion`.
@@ -107,6 +107,7 @@ def revadv(
     >>> profiles.validate(budget=2), history["target_hr"].shape
     (Profiles(2 fakes x 8 items, implicit, rows), (2,))
     """
+    initial_clicks = most_copied(initial, initial_clicks)
     config = {**locals()}
     check_loop(
         steps=steps,

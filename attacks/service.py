@@ -91,8 +91,24 @@ def serve(box: BlackBox, *, items: int, port: int = 0) -> Iterator[str]:
         items: I of its catalog; clicks outside are refused.
         port: 0: a free one.
 
-    Yields:
-        The address. One request is answered at a time.
+    Returns:
+        A context manager that gives the address. One request is answered at a time.
+
+    Reference: none.
+
+    **Differs from the paper:** nothing.
+
+    >>> class Store:
+    ...     queries = 0
+    ...     def inject(self, profiles):
+    ...         self.queries, self.shown = self.queries + 1, int((np.asarray(profiles.clicks) == 0).sum())
+    ...     def recnum(self):
+    ...         return self.shown
+    >>> with serve(Store(), items=3) as address:  # item 0 is shown as often as it was clicked
+    ...     client = Service(address)
+    ...     client.inject(Profiles.from_clicks([[0, 2], [0, 1]], targets=[0], items=3))
+    ...     client.recnum(), client.queries
+    (2.0, 1)
     """
 
     def answer(path: str, body: Any) -> dict[str, Any]:

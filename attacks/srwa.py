@@ -68,7 +68,7 @@ class State(NamedTuple):
 def srwa(
     *,
     fakes: int | float,
-    budget: int,
+    budget: int | None = None,
     track: Track = "implicit",
     ratings: Ratings | tuple[float, float, float] | None = None,
     goal: Goal = "promote",
@@ -81,6 +81,7 @@ def srwa(
     users: int | None = 1000,
     sweeps: int = 12,
     stages: int = 10,
+    clicks: int | None = None,
 ) -> Attack:
     """SRWA: the B items whose edges to the next fake user move walks most towards the targets, found by their gradient.
 
@@ -103,7 +104,9 @@ def srwa(
             them. Time and memory follow it; with fewer, fake users are less alike and the attack is weaker.
         sweeps: of a walk per gradient, and terms of its adjoint, >= 1; each step goes on from the last one's walk.
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
+        clicks: `None`, there is no sequence.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -129,7 +132,7 @@ def srwa(
     >>> profiles.validate(budget=3).to_rows().sum(axis=1).tolist(), history["loss"].shape
     ([4.0, 4.0], (2,))
     """
-    config = dict(locals())
+    config = {name: value for name, value in locals().items() if name != "clicks"}
     if goal != "promote":
         raise ValueError(
             f"goal is {goal!r}; srwa adds edges between fake users and its targets, which can only bring walks to "
@@ -152,6 +155,7 @@ def srwa(
         budget=budget,
         track=track,
         knowledge="interactions",
+        clicks=clicks,
         ratings=None if ratings is None else Ratings(*ratings),
     )
     plan = _Plan(threat, budget, steps, learning_rate, weight, width, restart, k, users, sweeps, stages)
@@ -196,7 +200,7 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         width = min(self.budget + targets.size, train.items)
         return Profiles.from_rows(
             state.rows, targets, track=self.threat.track, clicks_targets=True, width=width

@@ -73,12 +73,12 @@ class View(NamedTuple):
 def tna(
     *,
     fakes: int | float,
-    budget: int,
-    ratings: Ratings | tuple[float, float, float],
+    budget: int | None = None,
+    ratings: Ratings | tuple[float, float, float] | None = None,
     track: Track = "explicit",
     goal: Goal = "promote",
     subset: Subset = "all",
-    share: float = 0.4,
+    share: float | None = None,
     steps: int = 20,
     learning_rate: float = 0.1,
     width: float = 0.01,
@@ -90,6 +90,7 @@ def tna(
     refresh: int = 2,
     linear: bilevel.LinearSolver | None = None,
     stages: int = 10,
+    clicks: int | None = None,
 ) -> Attack:
     """TNA (`subset="all"`), S-TNA (`"influence"`) or its control S-TNA-Rand (`"random"`).
 
@@ -102,7 +103,7 @@ def tna(
         track: `"explicit"`.
         goal: `"promote"`, or `"demote"`: the differences with the opposite sign.
         subset: who is in S.
-        share: |S| as a fraction of the real users, in (0, 1], at least one; of use unless `subset="all"`.
+        share: |S| as a fraction of the real users, in (0, 1], at least one; default 0.4; not with `subset="all"`.
         steps: of projected gradient for a fake user, >= 1.
         learning_rate: > 0: how far the steepest relaxed rating moves in a step, in ratings divided by r_max.
         width: b > 0, in the same unit.
@@ -110,9 +111,11 @@ def tna(
         k: length of the lists Gamma, >= 1; at most I.
         factors, l2, sweeps: of the factorization, see `attacks.kkt.Ridge`; it starts with `sweeps` sweeps.
         refresh: sweeps after each fake user, >= 1.
-        linear: how `H w = v` is solved for the influences; None: `bilevel.cg(damping=l2)`.
+        linear: how `H w = v` is solved for the influences; None: `bilevel.cg(damping=l2)`; only with "influence".
         stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
-            profiles do not depend on it.
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
+        clicks: `None`, there is no sequence.
 
     Returns:
         An attack of `stages` outer steps; `knowledge="interactions"`. Its history has, of the last fake user made,
@@ -146,8 +149,11 @@ def tna(
     >>> profiles.validate(budget=3, ratings=(1, 5)).to_rows()[:, 1].tolist(), history["loss"].shape
     ([5.0, 5.0], (2,))
     """
-    config = dict(locals())
-    _refuse(track, goal, budget, subset, share)
+    config = {name: value for name, value in locals().items() if name != "clicks"}
+    _refuse(track, goal, subset, share, linear)
+    if budget is None:
+        raise ValueError("budget is None; tna has to know how many fillers to take: give an integer")
+    share = config["share"] = 0.4 if share is None else share
     counts("tna", steps=steps, k=k, refresh=refresh, stages=stages)
     numbers("tna", 0, open_end=True, learning_rate=learning_rate, width=width)
     numbers("tna", 0, penalty=penalty)
@@ -160,7 +166,8 @@ def tna(
         goal=goal,
         track=track,
         knowledge="interactions",
-        ratings=Ratings(*ratings),
+        clicks=clicks,
+        ratings=None if ratings is None else Ratings(*ratings),
     )
     solver = bilevel.cg(damping=l2) if linear is None else linear
     plan = _Plan(
@@ -171,7 +178,7 @@ def tna(
     )
 
 
-def _refuse(track: Any, goal: Any, budget: Any, subset: Any, share: Any) -> None:
+def _refuse(track: Any, goal: Any, subset: Any, share: Any, linear: Any) -> None:
     if track != "explicit":
         raise ValueError(
             f"track is {track!r}; tna learns ratings of a factorization of ratings: expected 'explicit'. On clicks "
@@ -182,11 +189,15 @@ def _refuse(track: Any, goal: Any, budget: Any, subset: Any, share: Any) -> None
             "goal is 'availability', but tna moves targets past lists and knows no others: expected 'promote' or "
             "'demote'; pga serves availability"
         )
-    if budget is None:
-        raise ValueError("budget is None; tna has to know how many fillers to take: give an integer")
     if subset not in get_args(Subset):
         raise ValueError(f"subset is {subset!r}; expected one of {', '.join(map(repr, get_args(Subset)))}")
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+    if share is not None and subset == "all":
+        raise ValueError(f"share is {share!r}, but subset 'all' has every user in S; leave it out")
+    if linear is not None and subset != "influence":
+        raise ValueError(f"linear is given, but subset {subset!r} solves for no influences; leave it out")
+    if share is not None and (
+        isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1
+    ):
         raise ValueError(f"share is {share!r}; expected a fraction of the real users in (0, 1]")
 
 
@@ -232,9 +243,10 @@ class _Plan:
         return state, {"loss": state.loss, "target_hr": state.target_hr, "code": state.code}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        """The rows."""
+        """The rows; of fake users that are not made yet, the targets."""
         width = min(self.budget + targets.size, train.items)
-        return Profiles.from_rows(state.rows, targets, track="explicit", clicks_targets=True, width=width)
+        rows = state.rows.at[:, targets].set(target_rating(self.threat.goal, self.ratings))
+        return Profiles.from_rows(rows, targets, track="explicit", clicks_targets=True, width=width)
 
     def make(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> State:
         """One more fake user: learn its relaxed row, take the largest, rate them, and train on."""

@@ -126,8 +126,8 @@ class Profiles:
         """Check the output contract of an attack on the host and return the profiles.
 
         Args:
-            budget: B; a profile may hold at most `B + T` clicks (T targets come on top of B other items).
-                In the clicks form repeats count.
+            budget: B; a profile may hold at most B clicks on items that are not targets, so `B + T` in all. In the
+                clicks form repeats count, of targets too.
             clicks: clicks that each profile of the clicks form has to hold, targets and repeats included.
             fakes: expected number of fake users.
             ratings: (lowest, highest) rating allowed in the explicit track.
@@ -148,13 +148,19 @@ class Profiles:
         rows = _check_rows(self, ratings) if self.rows is not None else _check_clicks(self)
         held = rows.astype(bool).sum(1) if self.mask is None else np.asarray(self.mask).sum(1)
         limit = None if budget is None else budget + targets.size
-        for bound, what in (
-            (limit, f"the budget allows {budget} + {targets.size} targets = {limit}"),
-            (self.width if self.rows is not None else None, f"its width promises at most {self.width}"),
+        others = _on_others(self, rows, targets)
+        for count, bound, what in (
+            (held, limit, f"clicks; the budget allows {budget} + {targets.size} targets = {limit}"),
+            (others, budget, f"clicks on items that are not targets; the budget allows {budget}"),
+            (
+                held,
+                self.width if self.mask is None else None,
+                f"clicks; its width promises at most {self.width}",
+            ),
         ):
-            over = np.flatnonzero(held > bound) if bound is not None else np.empty(0)
+            over = np.flatnonzero(count > bound) if bound is not None else np.empty(0)
             if over.size:
-                raise ValueError(f"fake user {over[0]} holds {held[over[0]]} clicks; {what}")
+                raise ValueError(f"fake user {over[0]} holds {count[over[0]]} {what}")
         if clicks is not None and np.any(held != clicks):
             who = np.flatnonzero(held != clicks)[0]
             raise ValueError(f"fake user {who} holds {held[who]} clicks; expected exactly {clicks}")
@@ -315,6 +321,13 @@ def _check_rows(
         who, which = bad[0]
         raise ValueError(f"fake user {who}, item {which}: {rows[who, which]}; expected {expected}")
     return rows
+
+
+def _on_others(profiles: Profiles, rows: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Clicks of every fake user on items that are not targets."""
+    if profiles.clicks is None:
+        return np.delete(rows, targets, axis=1).astype(bool).sum(1)
+    return (np.asarray(profiles.mask) & ~np.isin(np.asarray(profiles.clicks), targets)).sum(1)
 
 
 def _check_clicks(profiles: Profiles) -> np.ndarray:

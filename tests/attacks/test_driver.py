@@ -68,6 +68,22 @@ def test_a_revadv_run_continues_to_the_same_bytes(counting, train, key, tmp_path
     assert np.asarray(rest.profiles.to_rows()).tobytes() == np.asarray(whole.profiles.to_rows()).tobytes()
 
 
+def test_a_killed_run_of_fake_users_in_turn_continues_to_the_same_bytes(train, key, tmp_path):
+    attack = attacks.srwa(fakes=3, budget=3, steps=2, sweeps=3, users=5, k=3, stages=3)
+
+    def killed(block):
+        if block.done == 2:
+            raise KeyboardInterrupt
+
+    whole = attacks.run(attack, key, train, TARGETS)
+    with pytest.raises(KeyboardInterrupt):
+        attacks.run(attack, key, train, TARGETS, store=tmp_path, on_block=killed)
+    rest = attacks.run(attack, key, train, TARGETS, store=tmp_path)
+    assert 0 < rest.resumed < 3 == rest.done
+    assert np.asarray(rest.profiles.rows).tobytes() == np.asarray(whole.profiles.rows).tobytes()
+    np.testing.assert_array_equal(rest.history["loss"], whole.history["loss"])
+
+
 def test_progress_sees_every_step(train, key):
     seen = []
     attacks.run(wander(), key, train, TARGETS, progress=seen.append)

@@ -56,7 +56,14 @@ RANKERS = {
     "gru4rec": gru4rec(hidden=3, epochs=3, batch=4, samples=5),
     "ngcf": ngcf(factors=3, layers=(2,), learning_rate=0.1, dropout=0.0, **LEARNED),
 }
-make = partial(environment, ft_epochs=EPOCHS, candidates=6, k=2, block=5)
+
+
+def make(model, *, update="poison", **settings):
+    """A small environment; fine-tuning is short where there is any."""
+    tuned = (
+        {"ft_epochs": EPOCHS} if model.name not in ("itempop", "covisitation") and update != "scratch" else {}
+    )
+    return environment(model, update=update, **{"candidates": 6, "k": 2, "block": 5, **tuned, **settings})
 
 
 def few_passes(model, users, events):
@@ -305,6 +312,11 @@ def test_replay_moves_the_real_users_whose_clicks_it_mixes_in_and_scratch_trains
         ({"model": bpr(), "ft_epochs": 0}, "ft_epochs"),
         ({"model": bpr(), "ft_batch": 0}, "ft_batch"),
         ({"model": autorec(), "ft_batch": 8}, "batches of clicks"),
+        ({"model": itempop(), "ft_epochs": 77}, "itempop is not fine-tuned here but counts"),
+        (
+            {"model": bpr(), "update": "scratch", "ft_epochs": 77},
+            "bpr is not fine-tuned here but trained again",
+        ),
         ({"model": bpr(), "candidates": 0}, "candidates"),
         ({"model": bpr(), "users": 0}, "users"),
     ],

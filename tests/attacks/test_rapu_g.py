@@ -298,6 +298,8 @@ def test_with_its_parts_it_runs_batched_over_data(train, make_keys):
         ({"pgm": 1}, TypeError, "pgm is 1"),
         ({"m_step": "soft"}, ValueError, "m_step is 'soft'"),
         ({"em_last": -1}, ValueError, "em_last is -1"),
+        ({"em_last": 0}, ValueError, "em_last is 0, so no epoch is trained with responsibilities"),
+        ({"tau": 0}, ValueError, "tau is 0, so no epoch is trained with responsibilities"),
         ({"em_every": 0}, ValueError, "em_every is 0"),
         ({"goal": "demote"}, ValueError, "serves 'promote' only"),
         ({"tau": -1}, ValueError, "tau is -1"),

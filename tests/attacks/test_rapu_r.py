@@ -100,7 +100,7 @@ def test_nearest_is_the_brute_force_search(rng, similarity):
         np.testing.assert_array_equal(np.flatnonzero(row), np.sort(best))
 
 
-def test_candidates_are_a_tenth_of_the_items_and_no_targets(rng):
+def test_candidates_are_the_most_clicked_that_are_no_targets(rng):
     users, items = rng.integers(0, 40, 3000), rng.integers(0, 1682, 3000)
     train = Interactions.from_arrays(users, items, users=40, items=1682, duplicates="max")
     top = int(jnp.argmax(train.popularity()))
@@ -120,16 +120,17 @@ def rows_of(attack, key, train, targets):
     return attack(key, train, targets).to_rows()
 
 
-def test_each_target_has_its_own_list(planted, train, key):
+@pytest.mark.parametrize(("options", "size"), [({}, 3), ({"pool": 0.4}, 12)])  # by default a tenth of 30
+def test_each_target_has_its_own_list_of_the_candidates(planted, train, key, options, size):
     # All users in V, so that eps is known: the mean user.
     surrogate, factors = planted
-    attack = rapu_r(surrogate, fakes=FAKES, budget=3, user_share=1.0, pool=0.4)
+    attack = rapu_r(surrogate, fakes=FAKES, budget=2, user_share=1.0, **options)
     rows = np.asarray(rows_of(attack, key, train, TARGETS))
     count = np.asarray(train.popularity())
-    pool = [i for i in np.lexsort((np.arange(ITEMS), -count)) if i not in (3, 28)][:12]
+    pool = [i for i in np.lexsort((np.arange(ITEMS), -count)) if i not in (3, 28)][:size]
     for m, row in enumerate(rows):
         q = factors["item"][TARGETS[m % 2]] + factors["user"].mean(0)
-        best = sorted(pool, key=lambda c: -q @ factors["item"][c])[:3]
+        best = sorted(pool, key=lambda c: -q @ factors["item"][c])[:2]
         np.testing.assert_array_equal(np.flatnonzero(row), np.sort([*best, 3, 28]))
 
 

@@ -348,6 +348,8 @@ GOOD: dict[str, Any] = {"fakes": FAKES, "k": 3, "steps": 1}
         ({"estimator": "partial", "memory": "lean"}, "no use for memory"),
         ({"estimator": "exact", "linear": "cg"}, "no use for linear"),
         ({"initial": "last"}, "initial is 'last'"),
+        ({"initial": np.ones((FAKES, ITEMS)), "initial_clicks": 3}, "initial_clicks is 3, but the rows"),
+        ({"initial": "given", "initial_clicks": 3}, "initial_clicks is 3, but the rows"),
         ({"initial": np.zeros(4)}, r"expected rows \(F, I\)"),
         ({"initial": np.full((FAKES, ITEMS), 0.5)}, "other than 0 and 1"),
         ({"weights": [1.0, 2.0]}, "2 weights for 1 surrogates"),

@@ -51,6 +51,17 @@ def test_refusals(arguments, error, match):
         ThreatModel(**arguments)
 
 
+def test_the_budget_is_of_items_that_are_not_targets():
+    threat = ThreatModel(fakes=1, budget=2)
+    rows = Profiles.from_rows(np.array([[0.0, 0.0, 1.0, 1.0, 1.0]]), targets=[0, 1])  # B + T, and no target
+    with pytest.raises(ValueError, match="holds 3 clicks on items that are not targets; the budget allows 2"):
+        threat.validate(rows, users=9)
+    threat.validate(Profiles.from_rows(rows.to_rows(), targets=[0, 4]), users=9)
+    clicked = Profiles.from_clicks([[2, 3, 3, 0]], targets=[0, 1], items=5, track="implicit")
+    with pytest.raises(ValueError, match="holds 3 clicks on items that are not targets"):
+        threat.validate(clicked, users=9)
+
+
 def test_profiles_are_held_against_the_model():
     rated = Profiles.from_rows(np.array([[5.0, 2.0, 0.0]]), np.array([0]), track="explicit")
     threat = ThreatModel(fakes=1, budget=1, track="explicit", ratings=Ratings(1, 5, 1))

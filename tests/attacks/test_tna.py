@@ -158,7 +158,6 @@ def test_a_huge_penalty_empties_the_row_and_leaves_the_lowest_ids(train, key):
 # ------------------------------------------------------------------------------------------------ S
 
 
-@pytest.mark.slow
 def test_everybody_in_s_is_tna(train, key):
     whole, _ = crafted(stages=1)(key, train)
     same, _ = crafted(stages=1, subset="influence", share=1.0)(key, train)
@@ -243,11 +242,18 @@ def test_influence_is_the_derivative_of_retraining_and_ranks_leaving_out(x64):
         ({"goal": "availability"}, ValueError, "knows no others"),
         ({"budget": None}, ValueError, "how many fillers"),
         ({"subset": "greedy"}, ValueError, "subset is 'greedy'"),
-        ({"share": 0.0}, ValueError, "share is 0.0"),
+        ({"subset": "random", "share": 0.0}, ValueError, "share is 0.0"),
+        ({"share": 0.5}, ValueError, "subset 'all' has every user in S"),
+        ({"linear": bilevel.cg()}, ValueError, "subset 'all' solves for no influences"),
+        (
+            {"subset": "random", "linear": bilevel.cg()},
+            ValueError,
+            "subset 'random' solves for no influences",
+        ),
         ({"width": 0.0}, ValueError, "width=0.0"),
         ({"penalty": -1.0}, ValueError, "penalty=-1.0"),
         ({"stages": 0}, ValueError, "stages=0"),
-        ({"linear": "cg"}, TypeError, "bilevel.cg"),
+        ({"subset": "influence", "linear": "cg"}, TypeError, "bilevel.cg"),
         ({"ratings": (0.0, 5.0, 1.0)}, ValueError, "0 < low"),
     ],
     ids=str,
