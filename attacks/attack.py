@@ -41,6 +41,7 @@ class Attack:
         finish: `(state, train, targets) -> Profiles`.
         starts: `True` if the attack starts from rows, so that `initial=` is allowed.
         show: metrics that a progress display shows, in order.
+        tests: `True` if it trains a recommender whose lists are held against `test`, so that `test=` is allowed.
 
     >>> import attacks
     >>> import jax.numpy as jnp
@@ -61,6 +62,7 @@ class Attack:
     finish: Callable[..., Profiles]
     starts: bool = False
     show: tuple[str, ...] = ()
+    tests: bool = False
 
     def __call__(
         self,
@@ -100,7 +102,8 @@ class Attack:
 
         Args:
             key, train, targets, initial: as in `__call__`.
-            test: held-out interactions of the real users; adds a test metric, changes nothing else.
+            test: held-out interactions of the real users; adds a test metric, changes nothing else. Only for attacks
+                that have one, see `tests`.
 
         Returns:
             The profiles and, by name, one array `(steps,)` per metric.
@@ -108,6 +111,7 @@ class Attack:
         Raises:
             TypeError, ValueError: see `attacks.checks.check`.
         """
+        check_test(self, test)
         targets = check(self.threat, key, train, targets, initial=initial, starts=self.starts, test=test)
         return _traced(self, key, train, targets, initial, test)
 
@@ -133,6 +137,18 @@ def _traced(attack: Attack, key, train, targets, initial, test) -> tuple[Profile
         lambda s, _: attack.step(s, train, targets, test), state, None, length=attack.steps
     )
     return attack.finish(state, train, targets), history
+
+
+def check_test(attack: Attack, test: Interactions | None) -> None:
+    """Refuse a test set that no metric of the attack would read.
+
+    Raises:
+        ValueError: what to do instead.
+    """
+    if test is not None and not attack.tests:
+        raise ValueError(
+            f"{attack.name} has no test metric, so test= would be ignored: leave it out (revadv and rapu_g have one)"
+        )
 
 
 def _short(value: object) -> str:

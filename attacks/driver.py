@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
-from attacks.attack import Attack
+from attacks.attack import Attack, check_test
 from attacks.checks import check
 from bilevel import loop
 from bilevel.progress import Block, Tell
@@ -77,6 +77,7 @@ def run(
     >>> attacks.run(attacks.random(fakes=2, budget=3), jax.random.key(0), train, np.array([5])).profiles
     Profiles(2 fakes x 6 items, implicit, rows)
     """
+    check_test(attack, test)
     targets = check(attack.threat, key, train, targets, initial=initial, starts=attack.starts, test=test)
     data = {"key": key, "train": train, "targets": targets, "initial": initial, "test": test}
     facts = None if store is None else describe(attack) | _leaves(data) | {"more": dict(spec or {})}

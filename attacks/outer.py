@@ -80,7 +80,7 @@ class Outer:
     def attack(self, name: str, config: Mapping[str, Any], steps: int) -> Attack:
         """The loop as an attack of `steps` outer steps."""
         show = ("target_hr", "loss", "test_hr", "mean_clicks")
-        return Attack(name, config, self.threat, steps, self.init, self.step, self.finish, True, show)
+        return Attack(name, config, self.threat, steps, self.init, self.step, self.finish, True, show, True)
 
     def init(self, key, train: Interactions, targets: Int[Array, " T"], rows=None) -> State:
         """Legal rows, nothing scored yet."""

@@ -197,7 +197,7 @@ def _repetition(
         case.keys["attack"],
         case.train,
         case.targets,
-        test=case.test,
+        test=case.test if campaign.attack.tests else None,
         initial=case.initial if campaign.attack.starts else None,
         block=block,
         progress=progress,

@@ -116,7 +116,12 @@ def load(path: Path, case: Case) -> Profiles:
 
 def _crafted(plan: Campaign, case: Case, progress: bool) -> Profiles:
     done = attacks.run(
-        plan.attack, case.keys["attack"], case.train, case.targets, test=case.test, progress=progress
+        plan.attack,
+        case.keys["attack"],
+        case.train,
+        case.targets,
+        test=case.test if plan.attack.tests else None,
+        progress=progress,
     )
     return done.profiles
 

@@ -107,7 +107,8 @@ def craft(name: str, attack, case, victim):
     initial = case.initial if attack.starts else None
     key = case.keys["attack"]
     began = time.perf_counter()
-    done = attacks.run(attack, key, case.train, case.targets, test=case.test, initial=initial, progress=True)
+    test = case.test if attack.tests else None
+    done = attacks.run(attack, key, case.train, case.targets, test=test, initial=initial, progress=True)
     seconds = time.perf_counter() - began
     memory = 0
     if attack.steps:

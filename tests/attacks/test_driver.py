@@ -37,7 +37,8 @@ def wander(steps=5, rate=0.3, initial=None):
         return Profiles.from_rows(state.rows, targets)
 
     config = {"steps": steps, "rate": rate, "initial": initial}
-    return attacks.Attack("wander", config, attacks.ThreatModel(fakes=3), steps, init, step, finish)
+    threat = attacks.ThreatModel(fakes=3)
+    return attacks.Attack("wander", config, threat, steps, init, step, finish, tests=True)
 
 
 @pytest.fixture

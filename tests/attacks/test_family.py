@@ -420,4 +420,11 @@ def test_rows_to_start_from_are_refused_where_nothing_starts(made, train, key):
 def test_a_test_set_of_another_size_is_refused(made, train, key):
     other = Interactions.from_arrays([0], [0], users=USERS + 1, items=ITEMS)
     with pytest.raises(ValueError, match=r"9 users and 10 items, train has 8"):
-        made("random", 4)[0].trace(key, train, jnp.array([0]), test=other)
+        made("revadv-topk", 4)[0].trace(key, train, jnp.array([0]), test=other)
+
+
+def test_a_test_set_that_no_metric_reads_is_refused(made, train, key):
+    attack, targets = made("random", 4)[0], jnp.array([0])
+    for call in (attack.trace, functools.partial(attacks.run, attack)):
+        with pytest.raises(ValueError, match="random has no test metric"):
+            call(key, train, targets, test=train)
