@@ -55,7 +55,6 @@ ATTACKS = (
     "adaptive-rapu-g",
     "bandwagon",
     "segment",
-    "middle",
     "power-item",
     "aush",
     "dl-attack",

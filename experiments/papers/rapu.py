@@ -108,7 +108,6 @@ def method_of(name: str, world: World, fraction: float, budget: int) -> Attack |
         "random": lambda: attacks.random(**spent),
         "popular": lambda: attacks.popular(**spent),
         "top-popular": lambda: attacks.top_popular(**spent),
-        "middle": lambda: attacks.middle(**spent, track="implicit"),
         "pga": lambda: attacks.pga(**spent, track="implicit"),
         "covis": lambda: attacks.covisitation(**spent),
         "srwa": lambda: attacks.srwa(**spent, track="implicit"),
