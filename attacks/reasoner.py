@@ -66,7 +66,8 @@ def reasoner(
 
     **Differs from the paper:** eq. 8 as printed rewards sentences that agree, against its own text, and is undefined
     for a negative cosine: "contrast" is ours, "as_printed" is there to compare. Eq. 8 sums over clicked items, but
-    explanations exist for recommended ones: those are the x.
+    explanations exist for recommended ones: those are the x. All of I_u are premises there; here the `history`
+    latest, since training costs as much as the longest.
 
     >>> reasoner().name, reasoner(loss="false").config["loss"]
     ('reasoner', 'false')
