@@ -9,9 +9,9 @@ import pytest
 
 import attacks
 from attacks.hcars import better, collect, greedy, ideal
-from attacks.reasoner import Asked, as_negatives, disagreement, live, reasoner
+from attacks.reasoner import Asked, as_negatives, disagreement, emphasized, live, reasoner
 from attacks.refit import Refit, in_turn, learned
-from models import ncr
+from models import bpr, ncr, wrmf
 from models.data import Interactions
 from models.explain.explanation import made
 from models.train import begin, fit
@@ -113,7 +113,7 @@ def test_a_step_down_contrast_parts_the_sentences_and_one_down_eq_8_joins_them(
 
 @pytest.mark.slow
 def test_without_explanations_it_is_ncr(x64, train):
-    """"false" with some: fresh parameters make all sentences alike, where the cosine of "contrast" is flat."""
+    """ "false" with some: fresh parameters make all sentences alike, where the cosine of "contrast" is flat."""
     nothing = made(np.array([0]), np.array([9]), [None], np.array([-1]))
     plain = fit(ncr.ncr(**SMALL), train, KEY)
     for told in (None, nothing):
@@ -314,6 +314,34 @@ def test_clicks_of_the_sets_are_no_longer_clicks(train):
     np.testing.assert_array_equal(as_negatives(train, nothing).dense(), before)
     with pytest.raises(ValueError, match="the data have 0"):
         as_negatives(train, made(np.array([9]), np.array([9]), [[1]], np.array([2])))
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_emphasized_negatives_are_zeros_with_the_weight_of_a_click(x64, train, batch):
+    """Beside the view without them: cell by cell, and over the batches of an epoch each of them once."""
+    told = made(np.array([0, 4, 0]), np.array([9, 8, 10]), [[1, 3, 11], [2], [3]], np.array([5, 1, 2]))
+    plain = wrmf.wrmf(factors=3, weight=7.0, l2=0.0, batch=batch, scale=1.0)
+    model, view = emphasized(plain, told), as_negatives(train, told)
+    params, data, nobody = plain.init(KEY, U, I, 0), plain.prepare(view), jnp.zeros((0, I))
+    cells = np.asarray(view.dense())
+    weight = np.where(cells > 0, 7.0, 1.0)
+    weight[0, [1, 3, 11]] = weight[4, 2] = 7.0  # the first set's 3 and the third one's are one pair
+    expected = np.sum(weight * (cells - np.asarray(params["user"] @ params["item"].T)) ** 2)
+    inner = model.trainer(U, I, 0)
+    steps = 1 if batch is None else 3
+    value = lambda n: model.loss(params, nobody, data, inner.context(KEY, n))
+    np.testing.assert_allclose(sum(value(n) for n in range(steps)), expected, rtol=1e-9)
+    spent = {"fakes": 2, "budget": 3, "pool": 1.0}
+    rows = attacks.rapu_r(model, **spent)(KEY, view, jnp.array([2, 7])).to_rows()
+    assert rows.sum(1).tolist() == [5.0, 5.0]
+
+
+def test_emphasized_refuses_what_has_no_weight_or_no_such_user(train):
+    told = made(np.array([9]), np.array([9]), [[1]], np.array([2]))
+    with pytest.raises(ValueError, match="which has a w"):
+        emphasized(bpr.bpr(factors=2), told)
+    with pytest.raises(ValueError, match=r"the data have 0\.\.8"):
+        fit(emphasized(wrmf.wrmf(factors=2, epochs=1), told), train, KEY)
 
 
 class Api:
