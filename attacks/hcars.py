@@ -15,6 +15,8 @@ and eps_t is good for everybody if
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -86,10 +88,12 @@ def hcars(
         goal: "promote"; it serves no other.
 
     Returns:
-        An attack of one step, on clicks; `knowledge="interactions"`. Its metrics: `before` and `after`, mean similarity
-        of the targets to true over V without and with eps; `accepted`, share of pairs of a fake user and a target for
-        which inequality 12 holds; `objective` of eq. 13; `jaccard`, mean over pairs of fake users. Without
-        `refit_every` fake users do not depend on each other: the first n of F are an attack with n.
+        An attack of one step, on clicks; `knowledge="interactions"`. The premises about a real user are all its visible
+        clicks, joined once after a training, in one pass over the clicks (`models.ncr.whole`); no later step costs more
+        for them. Its metrics: `before` and `after`, mean similarity of the targets to true over V without and with eps;
+        `accepted`, share of pairs of a fake user and a target for which inequality 12 holds; `objective` of eq. 13;
+        `jaccard`, mean over pairs of fake users. Without `refit_every` fake users do not depend on each other: the
+        first n of F are an attack with n.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range or without a use; a surrogate that is
@@ -102,7 +106,8 @@ def hcars(
     is not in an attacker's hands; it serves to choose H, and where the surrogate learns on, it is where the fake user
     starts. "Included into U' and Y in each iteration" does not say how often and how long the surrogate is trained:
     by default it is not. A refit begins Adam anew. Inequality 12 is reported; the paper does not say what happens
-    where it fails. Its U' is the fake user at hand. B does not count the targets.
+    where it fails. Its U' is the fake user at hand. B does not count the targets. NCR is trained on the `max_history`
+    clicks before each, as its code does, and reasons here with longer clauses than those.
 
     **How it is detected and what mitigates it:** greedy choices for like targets give like profiles (see `jaccard`):
     near duplicates and dense neighborhoods. The explanations are what it feeds on: limit how many an account may ask
@@ -114,8 +119,9 @@ def hcars(
     ('hcars', 1, 'interactions')
     """
     config = {**locals()}
-    model = reasoner() if surrogate is None else surrogate
-    _check(config, model)
+    given_model = reasoner() if surrogate is None else surrogate
+    _check(config, given_model)
+    config["surrogate"] = model = _whole(given_model)
     threat = ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions")
 
     def init(key: Key[Array, ""], train: Interactions, targets: Int[Array, " T"], initial=None) -> State:
@@ -183,6 +189,13 @@ def _check(config: dict[str, Any], model: Recommender) -> None:
         )
     if model.name not in ("ncr", "reasoner"):
         raise ValueError(f"hcars: surrogate={model!r}; expected attacks.reasoner(...) or models.ncr.ncr(...)")
+
+
+@functools.lru_cache(maxsize=32)  # one value a surrogate, so that attacks share its compiled training
+def _whole(model: Recommender) -> Recommender:
+    """The surrogate with clauses of all of a user's items; told apart in records."""
+    embed = lambda params, x, data: {"params": params, "clause": ncr.whole(params, data)}
+    return dataclasses.replace(model, config={**model.config, "premises": "all"}, embed=embed)
 
 
 # ------------------------------------------------------------------------------------------------ the steps

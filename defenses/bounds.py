@@ -17,7 +17,9 @@ poisoning users, negative numbers meaning no guarantee at all.
 
 **Caveats.** gamma is used both as a bound on the largest entry of a user and as the radius of its set; a Gaussian has
 no finite gamma; in 4.5 the helpful users are aligned with the user that is tested (`n* |u|_1 gamma`), which no fixed
-set of helpful users can be for all; 4.2 defines `vhat` as a sum and 4.3 as a mean; `|ubar| = sqrt(d)` is needed by
+set of helpful users can be for all; in 4.4 so is the change of every user in training, `sgn(r u) epsilon` with the
+tested u, which no training can do for all; both put tau for that user's `|u|_1`, a minimum over the users in training
+that a tested one can undercut; 4.2 defines `vhat` as a sum and 4.3 as a mean; `|ubar| = sqrt(d)` is needed by
 Lemma A.2 and missing in the theorems.
 """
 

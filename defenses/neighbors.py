@@ -31,8 +31,14 @@ def deg_sim(train: Interactions, *, neighbors: int = 25) -> Scores:
     Returns:
         (U,) scores in [-1, 1].
 
+    Raises:
+        ValueError: `neighbors` below 1.
+
     Reference: Chirita, Nejdl, Zamfir, WIDM 2005; Burke et al., KDD 2006. **Differs from the paper:** correlation over
     all items with 0 for a missing rating after centering on the user's mean, not over the items two users share.
+
+    >>> deg_sim(Interactions.from_arrays([0, 0, 1, 1, 2], [0, 1, 0, 1, 2]), neighbors=1).round(3).tolist()
+    [1.0, 1.0, 0.0]
     """
     R = matrix(train)
     if train.track == "explicit":
@@ -95,8 +101,15 @@ def pca(train: Interactions, *, components: int = 3) -> Scores:
         (U,) scores, at most 0. A user whose row is constant has no variance: the lowest suspicion would be wrong, so
         its loading of 0 is kept (the highest score).
 
+    Raises:
+        ValueError: as many components as users or items, or none.
+
     Reference: Mehta, Nejdl, UMUAI 2009. **Differs from the paper:** it removes as many users as there are fakes; here
     nobody is told.
+
+    >>> train = Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 2, 3])
+    >>> pca(train, components=1).round(3).tolist()  # they vary together, two one way and one the other
+    [-0.333, -0.333, -0.333]
     """
     return -np.sum(standard_directions(train, components)[0] ** 2, 1)
 
@@ -150,8 +163,15 @@ def fap(train: Interactions, *, seeds: Bool[np.ndarray, " U"] | None = None, rou
     Returns:
         (U,) scores in [0, 1].
 
+    Raises:
+        ValueError: no seed, a mask of another length, or no round.
+
     Reference: Zhang et al., IJCAI 2015. **Differs from the paper:** which is given seeds; unweighted transitions for
     clicks, ratings as weights for ratings.
+
+    >>> train = Interactions.from_arrays([0, 0, 1, 1, 2, 2], [0, 1, 0, 1, 2, 3])
+    >>> fap(train, seeds=np.array([True, False, False])).round(3).tolist()
+    [1.0, 1.0, 0.0]
     """
     from scipy.sparse import diags
 
@@ -182,11 +202,22 @@ def lof(
 
     Args:
         train: interactions with the fake users among them.
-        embedding: the users' vectors in the victim; None: the 16 first singular directions of the clicks.
+        embedding: the users' vectors in a victim trained on `train`, such as `embedding["user"]` of what
+            `models.train.fit` returns for one with factors; None: the 16 first singular directions of the clicks.
         neighbors: >= 1.
+
+    Returns:
+        (U,) scores, > 0.
+
+    Raises:
+        ValueError: an embedding that has not one row a user.
 
     Reference: Breunig, Kriegel, Ng, Sander, SIGMOD 2000, by scikit-learn. **Differs from the paper:** nothing; fakes
     that lie close together are as dense as can be, so the score can also be low for them: look at both ends.
+
+    >>> clicks = Interactions.from_dense(np.eye(6))
+    >>> lof(clicks, embedding=np.array([[0.0], [1], [2], [3], [4], [9]]), neighbors=2).round(1).tolist()
+    [1.2, 1.2, 0.7, 1.2, 1.2, 3.7]
     """
     from sklearn.neighbors import LocalOutlierFactor
 
@@ -200,7 +231,12 @@ def knn(
 ) -> Scores:
     """`-mean distance to the nearest users` in an embedding: fakes made from one recipe lie close together.
 
-    Args, raises: as `lof`. **Differs from the paper:** not in a paper; RevAdv's Fig. 5c and RAPU's Fig. 5 look there.
+    Args, raises: as `lof`. Returns (U,) scores, at most 0. **Differs from the paper:** not in a paper; RevAdv's Fig. 5c
+    and RAPU's Fig. 5 look there.
+
+    >>> clicks = Interactions.from_dense(np.eye(3))
+    >>> knn(clicks, embedding=np.array([[0.0], [1.0], [5.0]]), neighbors=1).tolist()
+    [-1.0, -1.0, -4.0]
     """
     from sklearn.neighbors import NearestNeighbors
 

@@ -6,6 +6,7 @@ its own, so a killed run continues.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sys
 import time
@@ -24,7 +25,7 @@ from experiments import report
 from experiments.campaign import Campaign, case_of, facts_of
 from experiments.pipeline import Case, measured, profile_facts
 from experiments.record import Record, Records
-from models.data import Interactions, Profiles, inject
+from models.data import Dataset, Interactions, Profiles, inject
 from models.evaluation import robustness_improvement
 from models.saved import facts
 from models.train import Fitted
@@ -48,7 +49,7 @@ def run(
         plan: data, attack, the one victim, targets and seeds.
         defenses: trainers by the name they were given, from `experiments.names.defense`.
         out: folder of `records/`.
-        profiles: fake users made before, in place of the attack; None: craft.
+        profiles: file of fake users made before, in place of `plan.attack`, which nobody looks at then; None: craft.
         progress: show a bar for each craft.
         say: told one line a stage.
 
@@ -56,7 +57,7 @@ def run(
         one record a seed, in the order of the seeds.
 
     Raises:
-        ValueError: profiles of other items or another track than the data's.
+        ValueError: profiles of other items, another track or other targets than the plan's.
     """
     records, found = Records(out / "records"), []
     for seed in plan.seeds:
@@ -66,7 +67,8 @@ def run(
         if record is None:
             say(f"seed {seed}: {'reading' if profiles else 'crafting'} the fake users")
             fakes = load(profiles, case) if profiles else _crafted(plan, case, progress)
-            records.put(spec, judged(plan, case, fakes, defenses, say))
+            source = {"profiles": profiles.name} if profiles else {}
+            records.put(spec, source | judged(plan, case, fakes, defenses, say))
             record = records.get(spec)
         else:
             say(f"seed {seed}: done before, {records.path(spec)}")
@@ -78,11 +80,12 @@ def run(
 def spec_of(
     plan: Campaign, defenses: Mapping[str, Trainer], seed: int, profiles: Path | None
 ) -> dict[str, Any]:
-    """The facts that make a repetition the one it is, in terms of JSON."""
+    """The facts that make a repetition the one it is, in terms of JSON; saved fake users are what their file holds."""
     ((victim, model),) = plan.victims.items()
-    attack = (
-        {"profiles": profiles.name} if profiles else {**describe(plan.attack), "steps": plan.attack.steps}
-    )
+    if profiles is None:
+        attack = {**describe(plan.attack), "steps": plan.attack.steps}
+    else:
+        attack = {"profiles": hashlib.sha256(profiles.read_bytes()).hexdigest()}
     return plain(
         {
             "study": "defense",
@@ -100,10 +103,10 @@ def spec_of(
 
 
 def load(path: Path, case: Case) -> Profiles:
-    """Saved fake users that fit the data.
+    """Saved fake users that fit the data and the targets of a repetition.
 
     Raises:
-        ValueError: other items, or another track.
+        ValueError: other items, another track, or other targets.
     """
     profiles, _ = Profiles.load(path)
     if profiles.items != case.train.items or profiles.track != case.train.track:
@@ -111,7 +114,28 @@ def load(path: Path, case: Case) -> Profiles:
             f"{path} holds {profiles.track} fake users of {profiles.items} items; the data are {case.train.track} "
             f"with {case.train.items} items: give the data options it was made with"
         )
+    theirs, ours = (sorted(np.asarray(targets).tolist()) for targets in (profiles.targets, case.targets))
+    if theirs != ours:
+        raise ValueError(
+            f"{path} was made for the targets {theirs}, but the targets asked for are {ours} (as numbers of the data): "
+            "leave out the targets, and the file's are taken"
+        )
     return profiles
+
+
+def targets_of(path: Path, data: Dataset) -> str:
+    """The targets of saved fake users by their names in the data, as `Campaign.targets`.
+
+    Raises:
+        ValueError: targets that the data do not have.
+    """
+    targets = np.asarray(Profiles.load(path)[0].targets)
+    if targets.size and targets.max() >= len(data.item_ids):
+        raise ValueError(
+            f"{path} has the target {targets.max()}, but the data have {len(data.item_ids)} items: "
+            "give the data options it was made with"
+        )
+    return ",".join(map(str, data.item_ids[targets].tolist())) or "none"
 
 
 def _crafted(plan: Campaign, case: Case, progress: bool) -> Profiles:
@@ -148,8 +172,8 @@ def judged(
     return {"defenses": found, "targets": targets, **profile_facts(profiles, case.train)}
 
 
-def present(records: list[Record], plan: Campaign, out: Path) -> None:
-    """Table, figure, markdown, and one JSON file with all records."""
+def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path | None) -> None:
+    """Table, figure, markdown, and one JSON file with all records; `profiles` as in `run`."""
     test = "hr_test" if plan.split in ("last", "one") else "recall"
     name = "test HR" if test == "hr_test" else "test Recall"
     header = [
@@ -170,10 +194,11 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
             for metric in ("hr_any", test)
         )
         rows.append([defense, str(len(records)), *target, _improvement(values, defense, defenses), *kept])
+    source = f"attack {plan.attack.name}" if profiles is None else f"fake users of the file {profiles.name}"
     notes = [
         "mean [95% bootstrap interval] over seeds; HR: share of real users with a target in their list (hr_any)",
         "RI: share of the attack's effect on the undefended model that is gone; 1 is all of it",
-        f"attack {plan.attack.name}; fake users are injected into the data, and no defense is told who they are",
+        f"{source}; fake users are injected into the data, and no defense is told who they are",
     ]
     title = f"{next(iter(plan.victims))} on {'toy' if plan.data is None else plan.data.name}"
     report.show(title, header, rows, notes)

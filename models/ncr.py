@@ -301,6 +301,51 @@ def embed(params: Any, x: Float[Array, "F I"], data: Data, *, max_history: int) 
     return {"params": params, "clause": data.sound * so_far}
 
 
+def whole(params: Any, data: Data, *, chunk: int = 64) -> Float[Array, "U D"]:
+    """Each user's clause of all its items, oldest first, as eqs 4 and 10-12 of H-CARS have it.
+
+    Users are taken in the order of their histories' lengths, `chunk` at once, and a chunk is done when its longest
+    history is: at most `E + chunk * longest` ORs, whatever the number of items, in one compiled loop (which has no
+    gradient in reverse mode).
+
+    Args:
+        params: of NCR.
+        data: from `prepare`.
+        chunk: users at once, >= 1.
+
+    Returns:
+        Their clauses; 0 for a user without items.
+
+    Reference: Chen et al. (H-CARS), SIGIR 2023, eq. 4. **Differs from the paper:** nothing.
+
+    >>> data = prepare(Interactions.from_arrays([0, 0, 0, 1], [3, 1, 2, 0], items=4))
+    >>> params = ncr(factors=2).init(jax.random.key(0), 2, 4, 0)
+    >>> last = embed(params, jnp.zeros((0, 4)), data, max_history=3)["clause"]
+    >>> bool(jnp.allclose(whole(params, data), last))
+    True
+    """
+    system, length = logic_of(params), jnp.diff(data.start)
+    users = length.shape[0]
+    rows = -(-users // chunk)
+    nobody = rows * chunk - users
+    order = jnp.pad(jnp.argsort(length), (nobody, 0), constant_values=users)
+
+    def of(some: Int[Array, " C"]) -> Float[Array, "C D"]:
+        at = jnp.minimum(some, users - 1)
+        h, begin, stop = params["user"][at], data.start[at], jnp.where(some < users, length[at], 0)
+
+        def add(n, so_far):
+            premise = event(params, h, params["item"][data.item[jnp.where(n < stop, begin + n, 0)]])
+            negated = system.negation(premise)
+            joined = jnp.where(n > 0, system.either(so_far, negated), negated)
+            return jnp.where((n < stop)[:, None], joined, so_far)
+
+        return lax.fori_loop(0, jnp.max(stop), add, jnp.zeros_like(h))
+
+    clauses = lax.map(of, order.reshape(rows, chunk)).reshape(rows * chunk, -1)
+    return data.sound * jnp.zeros_like(params["user"]).at[order].set(clauses, mode="drop")
+
+
 def score(embedding: Any, users: Int[Array, " B"]) -> Float[Array, "B I"]:
     """`10 cos(OR(clause, e_ux), 1)` for every item x, a few users at a time."""
     params = embedding["params"]

@@ -9,8 +9,8 @@
     python scripts/run_defense.py --data ml-100k --split rapu --model wrmf:rapu-ml-victim --seeds 3 \\
         --attack top-popular --fakes 0.03 --budget 100 --defense none filter:duplicate,level=0.05
 
-    # fake users that were saved before, by run_attack.py
-    python scripts/run_defense.py --data ml-100k --split rapu --targets ml-100k/rapu --model wrmf:rapu-ml-victim \\
+    # fake users that were saved before, by run_attack.py, judged by the targets they were made for
+    python scripts/run_defense.py --data ml-100k --split rapu --model wrmf:rapu-ml-victim \\
         --profiles runs/movielens/profiles/FILE.npz --defense none at,epsilon=0.1
 
 Defenses: none; at (adversarial training); apt and apt-rand (adversarial poisoning training, with the settings of a data
@@ -50,23 +50,24 @@ class Options:
     split: Literal["revadv", "rapu", "one"] | None = None
     """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events; one: a random event
     of each user"""
-    targets: str = "head"
-    """item ids as in the file (12,40), a stratum (head, tail, ...), or a published set such as ml-100k/apt"""
+    targets: str | None = None
+    """item ids as in the file (12,40), a stratum (head, tail, ...), or a published set such as ml-100k/apt; default:
+    head, or those of --profiles"""
     target_count: int | None = None
     """targets drawn from a stratum, default 5"""
 
     model: str = "wrmf"
     """the recommender that is defended, name[:preset][,argument=value], see run_training.py --models"""
-    attack: str = "random"
-    """name[,argument=value...], such as random, average or revadv; an unknown name prints them all"""
+    attack: str | None = None
+    """name[,argument=value...], such as average or revadv, default random; an unknown name prints them all"""
     surrogate: str | None = None
     """the attacker's model, for attacks that have one; as --model"""
-    fakes: float = 0.03
-    """fake users: a number, or a fraction of the real users below 1"""
-    budget: int = 50
-    """non-target items a fake user may click or rate"""
+    fakes: float | None = None
+    """fake users: a number, or a fraction of the real users below 1, default 0.03"""
+    budget: int | None = None
+    """non-target items a fake user may click or rate, default 50"""
     profiles: Path | None = None
-    """these saved fake users in place of --attack"""
+    """these saved fake users in place of --attack and its options"""
     defense: list[str] = field(default_factory=lambda: ["none", "at"])
     """none, at, apt[:preset], apt-rand[:preset], pcmf, filter:DETECTOR; each with [,argument=value...]"""
 
@@ -94,16 +95,25 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1")
+    unused = [
+        name for name in ("attack", "surrogate", "fakes", "budget") if getattr(options, name) is not None
+    ]
+    if options.profiles is not None and unused:
+        asked = ", ".join(f"--{name}" for name in unused)
+        raise ValueError(f"{asked}: no attack is run beside --profiles; leave out the one or the other")
     data = read(options)
+    targets = options.targets
+    if targets is None:
+        targets = "head" if options.profiles is None else defended.targets_of(options.profiles, data)
     grid = ratings_of(data) if options.track == "explicit" else None
     model = names.recommender(options.model, data)
     pair = None if grid is None else grid[1:]
     defenses = {text: names.defense(text, model, pair) for text in options.defense}
     plan = Campaign(
         data=data,
-        attack=attack_of(options, data, grid),
+        attack=attack_of(options, data, grid) if options.profiles is None else None,  # type: ignore[arg-type]
         victims={options.model: model},
-        targets=options.targets,
+        targets=targets,
         count=options.target_count,
         split=options.split,
         k=options.k,
@@ -114,7 +124,7 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     records = defended.run(
         plan, defenses, options.out, profiles=options.profiles, progress=not options.quiet, say=say
     )
-    defended.present(records, plan, options.out)
+    defended.present(records, plan, options.out, profiles=options.profiles)
 
 
 def read(options: Options) -> Any:
@@ -153,19 +163,21 @@ def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | No
     """The attack with the options it has a use for; an option that nothing has a use for is an error."""
     from experiments import names
 
-    fakes = options.fakes if 0 < options.fakes < 1 else int(options.fakes)
-    if fakes != options.fakes or fakes <= 0:
-        raise ValueError(f"--fakes {options.fakes}: expected a whole number, or a fraction between 0 and 1")
-    given: dict[str, Any] = {"fakes": fakes, "budget": options.budget}
-    if names.has(options.attack, "track"):
+    attack = "random" if options.attack is None else options.attack
+    asked = 0.03 if options.fakes is None else options.fakes
+    fakes = asked if 0 < asked < 1 else int(asked)
+    if fakes != asked or fakes <= 0:
+        raise ValueError(f"--fakes {asked}: expected a whole number, or a fraction between 0 and 1")
+    given: dict[str, Any] = {"fakes": fakes, "budget": 50 if options.budget is None else options.budget}
+    if names.has(attack, "track"):
         given["track"] = options.track
-    if grid is not None and names.has(options.attack, "ratings"):
+    if grid is not None and names.has(attack, "ratings"):
         given["ratings"] = grid
-    if names.has(options.attack, "k"):
+    if names.has(attack, "k"):
         given["k"] = options.k
     if options.surrogate is not None:
         given["surrogate"] = names.recommender(options.surrogate, data)
-    return names.attack(options.attack, **given)
+    return names.attack(attack, **given)
 
 
 if __name__ == "__main__":

@@ -70,6 +70,8 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Train or read, explain, verify."""
     if options.device != "auto":
         os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    if options.verify_epochs is not None and not options.verify:
+        raise ValueError(f"--verify-epochs {options.verify_epochs} has no use without --verify")
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 on accelerators too
     from experiments import names
     from experiments.explaining import Asking, run

@@ -9,9 +9,9 @@ import pytest
 
 import attacks
 from attacks.hcars import better, collect, greedy, ideal
-from attacks.reasoner import Asked, as_negatives, disagreement, live, reasoner
+from attacks.reasoner import Asked, as_negatives, disagreement, emphasized, live, reasoner
 from attacks.refit import Refit, in_turn, learned
-from models import ncr
+from models import bpr, ncr, wrmf
 from models.data import Interactions
 from models.explain.explanation import made
 from models.train import begin, fit
@@ -112,25 +112,21 @@ def test_a_step_down_contrast_parts_the_sentences_and_one_down_eq_8_joins_them(
 
 
 @pytest.mark.slow
-def test_without_explanations_it_is_ncr(train):
+def test_without_explanations_it_is_ncr(x64, train):
+    """ "false" with some: fresh parameters make all sentences alike, where the cosine of "contrast" is flat."""
     nothing = made(np.array([0]), np.array([9]), [None], np.array([-1]))
     plain = fit(ncr.ncr(**SMALL), train, KEY)
     for told in (None, nothing):
         same = fit(reasoner(told, surrogate=ncr.ncr(**SMALL)), train, KEY)
-        np.testing.assert_allclose(
-            same.scores(jnp.arange(U)), plain.scores(jnp.arange(U)), rtol=1e-5, atol=1e-6
-        )
+        np.testing.assert_allclose(same.scores(jnp.arange(U)), plain.scores(jnp.arange(U)), rtol=1e-9)
     found = made(np.array([0]), np.array([9]), [[1, 3]], np.array([5]))
-    other = fit(reasoner(found, surrogate=ncr.ncr(**SMALL)), train, KEY)
-    assert np.abs(np.asarray(other.scores(jnp.arange(U)) - plain.scores(jnp.arange(U)))).max() > 1e-5
+    other = fit(reasoner(found, surrogate=ncr.ncr(**SMALL), loss="false"), train, KEY)
+    assert np.abs(np.asarray(other.scores(jnp.arange(U)) - plain.scores(jnp.arange(U)))).max() > 1e-8
 
 
 def test_the_ideal_item_is_truer_within_its_bound(x64, train, params):
-    model = ncr.ncr(**SMALL)
-    start = begin(model, train, KEY)
-    so_far = model.embed(params, start.x, start.data)["clause"]
     targets = jnp.array([2, 7])
-    find = jax.jit(lambda rho: ideal(params, (params["user"], so_far), targets, rho, 0.05, 60))
+    find = jax.jit(lambda rho: ideal(params, everybody(params, train), targets, rho, 0.05, 60))
     q = params["item"][targets]
     moved, before, after = find(0.5)
     assert float(after) > float(before)
@@ -181,8 +177,24 @@ def test_it_reports_what_it_did(train):
 
 
 def everybody(params, train):
-    model = ncr.ncr(**SMALL)
-    return params["user"], model.embed(params, jnp.zeros((0, I)), model.prepare(train))["clause"]
+    return params["user"], ncr.whole(params, ncr.prepare(train))
+
+
+@pytest.mark.parametrize("surrogate", [ncr.ncr, lambda **given: reasoner(surrogate=ncr.ncr(**given))])
+def test_the_attack_sees_the_whole_history_of_a_real_user(x64, train, params, surrogate):
+    """Not the last clicks alone that NCR learned with: without its oldest click a user is another one."""
+    attack = attacks.hcars(surrogate(**SMALL, max_history=2), fakes=2, budget=3)
+    view = lambda data: np.asarray(
+        attack.config["surrogate"].embed(params, jnp.zeros((0, I)), ncr.prepare(data))["clause"]
+    )
+    oldest = np.arange(train.capacity) == 0
+    before, after = view(train), view(train.select(~oldest))
+    assert int(train.degrees()[0]) >= 4
+    assert np.abs(before[0] - after[0]).max() > 1e-6
+    np.testing.assert_array_equal(before[1:], after[1:])
+    state = attack.init(KEY, train, jnp.array([2, 7]))
+    seen = ncr.whole(state.embedding["params"], ncr.prepare(train))
+    np.testing.assert_allclose(state.embedding["clause"], seen, rtol=1e-12)
 
 
 def test_inequality_12_is_its_sum_over_the_real_users_and_the_fake_one(x64, train, params):
@@ -302,6 +314,34 @@ def test_clicks_of_the_sets_are_no_longer_clicks(train):
     np.testing.assert_array_equal(as_negatives(train, nothing).dense(), before)
     with pytest.raises(ValueError, match="the data have 0"):
         as_negatives(train, made(np.array([9]), np.array([9]), [[1]], np.array([2])))
+
+
+@pytest.mark.parametrize("batch", [None, 4])
+def test_emphasized_negatives_are_zeros_with_the_weight_of_a_click(x64, train, batch):
+    """Beside the view without them: cell by cell, and over the batches of an epoch each of them once."""
+    told = made(np.array([0, 4, 0]), np.array([9, 8, 10]), [[1, 3, 11], [2], [3]], np.array([5, 1, 2]))
+    plain = wrmf.wrmf(factors=3, weight=7.0, l2=0.0, batch=batch, scale=1.0)
+    model, view = emphasized(plain, told), as_negatives(train, told)
+    params, data, nobody = plain.init(KEY, U, I, 0), plain.prepare(view), jnp.zeros((0, I))
+    cells = np.asarray(view.dense())
+    weight = np.where(cells > 0, 7.0, 1.0)
+    weight[0, [1, 3, 11]] = weight[4, 2] = 7.0  # the first set's 3 and the third one's are one pair
+    expected = np.sum(weight * (cells - np.asarray(params["user"] @ params["item"].T)) ** 2)
+    inner = model.trainer(U, I, 0)
+    steps = 1 if batch is None else 3
+    value = lambda n: model.loss(params, nobody, data, inner.context(KEY, n))
+    np.testing.assert_allclose(sum(value(n) for n in range(steps)), expected, rtol=1e-9)
+    spent = {"fakes": 2, "budget": 3, "pool": 1.0}
+    rows = attacks.rapu_r(model, **spent)(KEY, view, jnp.array([2, 7])).to_rows()
+    assert rows.sum(1).tolist() == [5.0, 5.0]
+
+
+def test_emphasized_refuses_what_has_no_weight_or_no_such_user(train):
+    told = made(np.array([9]), np.array([9]), [[1]], np.array([2]))
+    with pytest.raises(ValueError, match="which has a w"):
+        emphasized(bpr.bpr(factors=2), told)
+    with pytest.raises(ValueError, match=r"the data have 0\.\.8"):
+        fit(emphasized(wrmf.wrmf(factors=2, epochs=1), told), train, KEY)
 
 
 class Api:

@@ -1,4 +1,4 @@
-"""APT's bounds: golden values, how they move, and that the first theorem holds in a simulation."""
+"""APT's bounds: golden values, how they move, and that the first two theorems hold in simulations."""
 
 import jax
 import jax.numpy as jnp
@@ -60,19 +60,40 @@ def test_helpers_needed_of_negative_bounds_is_that_of_the_formulas(x64, gain):
     np.testing.assert_allclose(apt, adversarial, rtol=1e-9)
 
 
-def test_the_error_stays_below_beta_under_the_worst_poison_of_each_user(x64):
-    """100,000 test users, features cut at gamma; n'_none poisoning users, each the worst for the user at hand."""
-    n, d, sigma, gamma = 1000, 64, 1.0, 3.0
-    key, for_real, for_test = jax.random.split(jax.random.key(0), 3)
-    mean = jnp.ones(d)  # |ubar| = sqrt(d)
-    cut = lambda key, count: mean + sigma * jax.random.truncated_normal(key, -2.0, 2.0, (count, d))
-    real = cut(for_real, n)  # r_i u_i, whatever the sign of r_i
+@pytest.fixture(scope="module")
+def drawn():
+    """1,000 users in training and 100,000 to test, features cut at gamma = 3; r u, whatever the sign of r."""
+    for_real, for_test = jax.random.split(jax.random.key(0), 3)[1:]
+    cut = lambda key, count: (
+        1.0 + jax.random.truncated_normal(key, -2.0, 2.0, (count, 64))
+    )  # |ubar| = sqrt(d)
+    return cut(for_real, 1000), cut(for_test, 100_000)
+
+
+def setting_of(real):
+    return GOLDEN._replace(alpha=float(jnp.linalg.norm(jnp.mean(real, 0))))
+
+
+def test_the_error_stays_below_beta_under_the_worst_poison_of_each_user(drawn):
+    """n'_none poisoning users, each the worst for the user at hand."""
+    real, users = drawn
     vhat = jnp.mean(real, 0)
-    setting = Setting(float(n), float(d), sigma, float(jnp.linalg.norm(vhat)), gamma, 0.01)
-    users = cut(for_test, 100_000)
-    poison = (
-        tolerated(setting) / n * gamma * jnp.sum(jnp.abs(users), 1)
-    )  # r'u' = -gamma sign(r u), counted in the mean
+    share = tolerated(setting_of(real)) / 1000
+    poison = share * 3 * jnp.sum(jnp.abs(users), 1)  # r'u' = -gamma sign(r u), counted in the mean
     errors = jnp.mean(users @ vhat - poison <= 0)
     assert float(errors) <= 0.01
     assert float(jnp.mean(users @ vhat - 40 * poison <= 0)) > 0.01  # which many more of them would break
+
+
+def test_so_it_does_when_training_moves_everybody_toward_each_user(drawn):
+    """Theorem 4.4's premise: all users in training, poison too, shifted by `sgn(r u) epsilon` of the user at hand."""
+    (real, users), epsilon = drawn, 0.5
+    vhat, size = jnp.mean(real, 0), jnp.sum(jnp.abs(users), 1)
+    tau = float(jnp.min(jnp.sum(jnp.abs(real), 1)))
+    assert 0 < float(jnp.mean(size < tau)) < 0.01  # a minimum in training is none over all users
+    setting = setting_of(real)
+    plain, share = tolerated(setting), tolerated_adversarial(setting, epsilon=epsilon, tau=tau) / 1000
+    assert float(share) > 1.2 * float(plain) / 1000
+    margin = lambda share: users @ vhat - share * 3 * size + (1 + share) * epsilon * size
+    assert float(jnp.mean(margin(share) <= 0)) <= 0.01
+    assert float(jnp.mean(margin(40 * share) <= 0)) > 0.01

@@ -1,5 +1,6 @@
 """Detectors against their formulas, planted fakes, and what every detector promises; judging against brute force."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,7 +10,10 @@ from defenses import detectors
 from defenses.filtering import filtered, flagged
 from models.data import Interactions
 from models.evaluation.detection import detection
+from models.train import fit
+from models.als import als
 
+KEY = jax.random.key(0)
 ALL = {**detectors.DETECTORS, **detectors.OF_RATINGS}
 
 
@@ -30,15 +34,7 @@ def permuted(train, order):
 def test_permuting_the_users_permutes_the_scores(rng, name):
     train = world(rng, "explicit" if name in detectors.OF_RATINGS else "implicit")
     order = rng.permutation(train.users)
-    detector = ALL[name]
-    if name == "fap":  # its own seeds are the first of equals
-        seeds = np.arange(train.users) < 4
-        before, after = (
-            detectors.fap(train, seeds=seeds),
-            detectors.fap(permuted(train, order), seeds=seeds[order]),
-        )
-    else:
-        before, after = detector(train), detector(permuted(train, order))
+    before, after = ALL[name](train), ALL[name](permuted(train, order))
     assert before.shape == (train.users,)
     assert np.isfinite(before).all()
     np.testing.assert_allclose(after, before[order], rtol=1e-6, atol=1e-9)
@@ -77,6 +73,44 @@ def test_similarity_and_duplicates_are_their_formulas(rng):
     jaccard = shared / (R.sum(1)[:, None] + R.sum(1)[None] - shared)
     np.fill_diagonal(jaccard, 0)
     np.testing.assert_allclose(detectors.duplicate(train, block=7), jaccard.max(1), rtol=1e-6)
+
+
+def test_similarity_of_ratings_is_the_correlation_with_nothing_for_what_is_missing(rng):
+    train = world(rng, "explicit")
+    R = np.asarray(train.dense(), float)
+    away = np.where(R > 0, R - R.sum(1, keepdims=True) / (R > 0).sum(1, keepdims=True), 0)
+    near = away @ away.T / np.linalg.norm(away, axis=1)[:, None] / np.linalg.norm(away, axis=1)
+    np.fill_diagonal(near, -np.inf)
+    np.testing.assert_allclose(
+        detectors.deg_sim(train, neighbors=5), np.sort(near, 1)[:, -5:].mean(1), rtol=1e-6
+    )
+
+
+def test_lof_and_knn_are_their_formulas_in_an_embedding(rng):
+    """Breunig et al., definitions 5 to 7, with points in general position: no ties."""
+    points, k = rng.normal(size=(40, 3)), 6
+    apart = np.linalg.norm(points[:, None] - points, axis=2)
+    near = np.argsort(apart, 1)[:, 1 : k + 1]
+    reach = np.sort(apart, 1)[:, k]  # distance to the k-th neighbor
+    away = np.take_along_axis(apart, near, 1)
+    density = 1 / np.maximum(reach[near], away).mean(1)
+    train = world(rng)
+    found = detectors.lof(train, embedding=points, neighbors=k)
+    np.testing.assert_allclose(found, density[near].mean(1) / density, rtol=1e-6)
+    np.testing.assert_allclose(detectors.knn(train, embedding=points, neighbors=k), -away.mean(1), rtol=1e-6)
+    with pytest.raises(ValueError, match="a row a user"):
+        detectors.knn(train, embedding=points[1:])
+
+
+@pytest.mark.parametrize(("detector", "neighbors"), [(detectors.knn, 3), (detectors.lof, 10)])
+def test_a_victims_user_vectors_give_obvious_fakes_away(rng, detector, neighbors):
+    """Four copies that click what nobody else does: close together, and far from the next ones."""
+    real = (rng.random((80, 30)) < 0.6) & (np.arange(30) < 20)
+    fakes = np.tile(np.arange(30) >= 20, (4, 1))
+    train = Interactions.from_dense(np.concatenate([real, fakes]).astype(float))
+    vectors = np.asarray(fit(als(factors=6), train, KEY).embedding["user"])
+    scores = detector(train, embedding=vectors, neighbors=neighbors)
+    assert detection(scores, np.arange(84) >= 80).auc > 0.95
 
 
 def test_varselect_is_the_eigenvectors_of_the_covariance_of_z_scores(rng):

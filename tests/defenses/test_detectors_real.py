@@ -220,7 +220,7 @@ def test_the_seeds_that_fap_finds_do_not_depend_on_the_order_of_the_users():
 
 
 def test_equal_profiles_are_found_wherever_they_stand():
-    """Of equally suspicious users FAP takes the first five as seeds; whichever these are, they lead to the others."""
+    """Of equally suspicious users FAP takes all as seeds, more than five if need be."""
     train = poisoned("implicit", "rapu-r")
     order = np.random.default_rng(4).permutation(train.users)
     moved, fake = permuted(train, order), order >= USERS

@@ -76,6 +76,44 @@ def test_premises_are_the_items_before_in_time():
     assert int(items[1, 0]) == 3
 
 
+def skewed(rng):
+    """11 users of 0 to 30 clicks, in no order of length, with padding."""
+    sizes = rng.permutation([0, 0, 1, 1, 2, 3, 3, 5, 8, 13, 30])
+    user = np.repeat(np.arange(11), sizes)
+    item = np.concatenate([rng.permutation(200)[:size] for size in sizes])
+    return Interactions.from_arrays(user, item, time=rng.permutation(len(user)), users=11, items=200).pad(80)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 64])
+def test_a_whole_clause_has_every_item_of_the_history(x64, rng, chunk):
+    data = ncr.prepare(skewed(rng))
+    params = ncr.ncr(factors=4).init(jax.random.key(0), 11, 200, 0)
+    params = jax.tree.map(lambda leaf: 30 * leaf, params)
+    found = jax.jit(lambda: ncr.whole(params, data, chunk=chunk))()
+    logic = ncr.logic_of(params)
+    for user in range(11):
+        so_far = None
+        for item in data.item[int(data.start[user]) : int(data.start[user + 1])]:
+            part = logic.negation(_module(params["event"], params["user"][user], params["item"][item]))
+            so_far = part if so_far is None else logic.either(so_far, part)
+        np.testing.assert_allclose(found[user], np.zeros(4) if so_far is None else so_far, rtol=1e-9)
+
+
+def test_whole_clauses_cost_the_clicks_and_not_users_by_items(rng, monkeypatch):
+    train, ors, plain = skewed(rng), [], ncr.module
+
+    def counted(layers, *inputs):
+        if len(inputs) == 2 and layers is params["either"]:
+            jax.debug.callback(lambda rows: ors.append(len(rows)), inputs[0])
+        return plain(layers, *inputs)
+
+    monkeypatch.setattr(ncr, "module", counted)
+    params = ncr.ncr(factors=4).init(jax.random.key(0), 11, 200, 0)
+    jax.block_until_ready(ncr.whole(params, ncr.prepare(train), chunk=2))
+    jax.effects_barrier()
+    assert 66 - 9 <= sum(ors) <= 66 + 2 * 30  # 66 clicks, the longest history 30
+
+
 @pytest.mark.slow
 def test_scores_are_ten_cosines_and_equal_the_definition(x64):
     train = Interactions.from_arrays([0, 0, 0, 1], [3, 1, 2, 0], time=[5, 7, 6, 2], users=3, items=5)

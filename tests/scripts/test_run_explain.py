@@ -59,3 +59,10 @@ def test_the_saved_model_explains_and_errors_say_what_to_do(table, tmp_path):
         assert done.returncode == 1
         assert text in done.stderr
         assert "Traceback" not in done.stderr
+
+
+def test_epochs_of_a_verification_that_is_not_asked_for_are_an_error(table, tmp_path):
+    done = call("--data", table, "--verify-epochs", 3, "--out", tmp_path)
+    assert done.returncode == 1
+    assert "--verify-epochs 3 has no use without --verify" in done.stderr
+    assert not list(tmp_path.iterdir())

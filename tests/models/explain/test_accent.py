@@ -1,7 +1,5 @@
 """The searches: ACCENT against all subsets, the baselines against their loops, and that padding changes nothing."""
 
-from itertools import combinations
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,10 +9,12 @@ from hypothesis import strategies as st
 
 from models.explain.accent import evict, walk
 
-R, M = 5, 8
+R, M = 5, 10
 one = jax.jit(jax.vmap(evict, (0, 0, 0)))
 listed = jax.jit(jax.vmap(lambda *given: evict(*given, k=2)))
 B = 64
+SETS = np.unpackbits(np.arange(2**M, dtype=">u2")[:, None].view(np.uint8), axis=1)[:, -M:].astype(bool)
+"""All sets of M interactions."""
 
 
 def drawn(seed):
@@ -28,14 +28,12 @@ def drawn(seed):
 
 def smallest(scores, drop, real, target=0, k=1, replacement=None):
     """Size of the smallest set after which an item behind the list is above the target and so are k in all."""
-    chosen = np.flatnonzero(real)
     others = range(k, R) if replacement is None else [replacement]
-    for size in range(1, len(chosen) + 1):
-        for gone in combinations(chosen, size):
-            new = scores - drop[:, list(gone)].sum(1)
-            if any(new[i] > new[target] for i in others) and np.sum(new > new[target]) >= k:
-                return size
-    return None
+    sets = SETS[~SETS[:, ~real].any(1) & SETS.any(1)]
+    new = scores - sets @ drop.T.astype(float)
+    above = new > new[:, [target]]
+    works = above[:, list(others)].any(1) & (above.sum(1) >= k)
+    return int(sets[works].sum(1).min()) if works.any() else None
 
 
 @given(st.integers(0, 10**6))
