@@ -119,9 +119,9 @@ def hcars(
     ('hcars', 1, 'interactions')
     """
     config = {**locals()}
-    given_model = reasoner() if surrogate is None else surrogate
-    _check(config, given_model)
-    config["surrogate"] = model = _whole(given_model)
+    model = reasoner() if surrogate is None else surrogate
+    _check(config, model)
+    config["surrogate"] = model = _whole(model)
     threat = ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions")
 
     def init(key: Key[Array, ""], train: Interactions, targets: Int[Array, " T"], initial=None) -> State:
@@ -143,7 +143,7 @@ def hcars(
             views = everybody[0][seen], everybody[1][seen]
             moved, before, after = ideal(params, views, targets, rho, learning_rate, climb)
             climber = rounds, refine, refine_rate
-            profile = lambda moved: in_rounds(params, start, moved, candidates, budget, climber)
+            profile = lambda moved: _in_rounds(params, start, moved, candidates, budget, climber)
             made = profile(moved)
             holds = better(params, everybody, made[:2], targets, moved)
             if enforce:
@@ -212,10 +212,15 @@ def ideal(
     """`q_t + eps_t` of eq. 11 and the mean similarity without and with eps; the best eps of the climb is kept.
 
     Args:
-        params: of NCR.
-        views: vectors and clauses of the users V.
-        targets: item ids.
+        params, views, targets: of NCR; vectors and clauses of the users V; item ids.
         rho, rate, steps: bound, Adam's rate, climbing steps.
+
+    Reference: Chen et al., SIGIR 2023, eq. 11. **Differs from the paper:** the bound, see `hcars`.
+
+    >>> params = ncr.ncr(factors=2).init(jax.random.key(0), 3, 4, 0)
+    >>> find = jax.jit(lambda rho: ideal(params, (params["user"], jnp.zeros((3, 2))), jnp.array([1]), rho, 0.1, 1))
+    >>> bool(jnp.all(find(0.0)[0][0] == params["item"][1]))  # there is no room
+    True
     """
     system, (h, so_far) = ncr.logic_of(params), views
     q = params["item"][targets]
@@ -251,15 +256,27 @@ def greedy(
 
     All candidates are tried at once: the chain so far is joined with each, and each of those with every target.
 
+    Args:
+        params: of NCR.
+        h, moved: vector of the fake user, `q_t + eps_t`.
+        candidates, budget: item ids, and B.
+
     Returns:
         item ids in the order they were chosen, and the objective at the end (of no premises at all, if B is 0).
 
     Raises:
         ValueError: fewer candidates than the budget.
+
+    Reference: Chen et al., SIGIR 2023, eq. 13. **Differs from the paper:** nothing.
+
+    >>> params = ncr.ncr(factors=2).init(jax.random.key(0), 3, 4, 0)
+    >>> chosen, _ = greedy(params, params["user"][0], params["item"][:1], jnp.array([1, 2, 3]), 3)
+    >>> sorted(chosen.tolist())
+    [1, 2, 3]
     """
     if candidates.shape[0] < budget:
         raise ValueError(
-            f"greedy: budget={budget} of {candidates.shape[0]} candidates; expected at least as many candidates"
+            f"greedy: budget={budget} of {candidates.shape[0]} candidates; expected as many or more"
         )
     system = ncr.logic_of(params)
     heads = ncr.event(params, h, moved)
@@ -278,35 +295,20 @@ def greedy(
     return chosen.astype(jnp.int32), values[-1] if budget else value(chain)
 
 
-def in_rounds(
-    params: Any,
-    h: Float[Array, " D"],
-    moved: Float[Array, "T D"],
-    candidates: Int[Array, " C"],
-    budget: int,
-    climber: tuple[int, int, float],
+def _in_rounds(
+    params: Any, h: Array, moved: Array, candidates: Array, budget: int, climber: tuple[int, int, float]
 ) -> tuple[Float[Array, " D"], Int[Array, " B"], Float[Array, ""]]:
-    """A fake user's vector, items and objective: H is chosen in each round, and between two of them h_m climbs.
-
-    Args:
-        params, h, moved, candidates, budget: as in `greedy`.
-        climber: rounds, and the steps and rate of h_m.
-    """
+    """A fake user's vector, items and objective; `climber`: rounds, and the steps and rate of h_m between two."""
     rounds, steps, rate = climber
     chosen, value = greedy(params, h, moved, candidates, budget)
     for _ in range(rounds - 1):
-        h = climbed(params, h, moved, chosen, steps, rate)
+        h = _climbed(params, h, moved, chosen, steps, rate)
         chosen, value = greedy(params, h, moved, candidates, budget)
     return h, chosen, value
 
 
-def climbed(
-    params: Any,
-    h: Float[Array, " D"],
-    moved: Float[Array, "T D"],
-    chosen: Int[Array, " B"],
-    steps: int,
-    rate: float,
+def _climbed(
+    params: Any, h: Array, moved: Array, chosen: Array, steps: int, rate: float
 ) -> Float[Array, " D"]:
     """h_m after `steps` of Adam up the objective of eq. 13, with the items held."""
     if chosen.shape[0] == 0 or steps == 0:
@@ -338,11 +340,16 @@ def better(
     """Inequality 12 for each target: summed over the real users and the fake one, `q_t + eps_t` is as true as `q_t`.
 
     Args:
-        params: of NCR.
+        params, targets, moved: as in `ideal` and `greedy`.
         everybody: vectors and clauses of the real users.
         fake: vector and items of the fake user.
-        targets: item ids.
-        moved: `q_t + eps_t`.
+
+    Reference: Chen et al., SIGIR 2023, eq. 12. **Differs from the paper:** U' is the fake user at hand.
+
+    >>> params = ncr.ncr(factors=2).init(jax.random.key(0), 3, 4, 0)
+    >>> everybody, fake = (params["user"], jnp.zeros((3, 2))), (jnp.zeros(2), jnp.array([2]))
+    >>> jax.jit(better)(params, everybody, fake, jnp.array([1]), params["item"][1:2]).tolist()  # as true as itself
+    [True]
     """
     system, (h, chosen) = ncr.logic_of(params), fake
     chain = jnp.zeros_like(h)[None]
@@ -383,6 +390,10 @@ def collect(api: Any, best: Int[np.ndarray, " U"], *, share: float = 0.6, seed: 
 
     Reference: Chen et al., SIGIR 2023, section 5.1. **Differs from the paper:** "60% interactions generate
     counterfactuals" is read as 60% of the users.
+
+    >>> api = type("Api", (), {"explain": lambda self, users, items: (users.tolist(), items.tolist())})()
+    >>> collect(api, np.array([7, 8, 9]), share=1.0)
+    ([0, 1, 2], [7, 8, 9])
     """
     if not 0 < share <= 1:
         raise ValueError(f"collect: share={share!r}; expected a share in (0, 1]")

@@ -110,7 +110,13 @@ def reasoner(
 
 
 def known_sets(explanations: Explanations | None) -> Asked | None:
-    """Those with a set."""
+    """Those with a set; None if there is none.
+
+    >>> from models.explain.explanation import made
+    >>> told = made(np.array([0, 1]), np.array([4, 4]), [[3], None], np.array([1, -1]))
+    >>> known_sets(told).removed.tolist()
+    [[3]]
+    """
     if explanations is None or not np.any(explanations.found):
         return None
     answers = (explanations.user, explanations.item, explanations.removed)
@@ -124,6 +130,10 @@ def live(data: ncr.Data, asked: Asked, history: int) -> Bool[Array, " N"]:
         data: of NCR.
         asked: N pairs and their sets.
         history: latest items that are premises.
+
+    >>> data = ncr.prepare(Interactions.from_arrays([0, 0], [2, 3], items=5))
+    >>> live(data, Asked(np.array([0, 0]), np.array([4, 4]), np.array([[3], [1]])), 50).tolist()
+    [True, False]
     """
     user = jnp.asarray(asked.user)
     items, known = ncr.premises(data, user, data.start[user + 1], history)
@@ -140,6 +150,14 @@ def disagreement(
         asked: N pairs and their sets.
         history: latest items that are premises.
         loss: see `reasoner`.
+
+    Reference: Chen et al., SIGIR 2023, eqs 7-8. **Differs from the paper:** see `reasoner`.
+
+    >>> data = ncr.prepare(Interactions.from_arrays([0, 0], [2, 3], items=5))
+    >>> params = ncr.ncr(factors=2).init(jax.random.key(0), 1, 5, 0)
+    >>> nothing_removed = Asked(np.array([0]), np.array([4]), np.array([[-1]]))  # log(1 + exp(10)), the cosine is 1
+    >>> jax.jit(lambda: disagreement(params, data, nothing_removed, 50, "contrast"))().round(3).tolist()
+    [10.0]
     """
     system = ncr.logic_of(params)
     user = jnp.asarray(asked.user)

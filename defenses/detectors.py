@@ -80,6 +80,10 @@ def supervised(
 
     Reference: classifiers on such features: Burke et al., KDD 2006. **Differs from the paper:** features are ranks, so
     that they carry over between data sets; classes are balanced.
+
+    >>> train, fake = Interactions.from_dense(np.vstack([np.tri(8), np.eye(2, 8)])), np.arange(10) >= 8
+    >>> supervised([(train, fake)])(train).shape
+    (10,)
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -94,5 +98,10 @@ def supervised(
 
 
 def judged(detector: Detector, train: Interactions, real: int) -> Detection:
-    """`models.evaluation.detection.detection` of a detector on data whose users from number `real` on are fake."""
+    """`models.evaluation.detection.detection` of a detector on data whose users from number `real` on are fake.
+
+    >>> train = Interactions.from_arrays([0, 1, 1, 2, 2], [2, 0, 1, 0, 1])
+    >>> judged(duplicate, train, 1).auc
+    1.0
+    """
     return detection(detector(train), np.arange(train.users) >= real)

@@ -133,6 +133,9 @@ def popularity(train: Interactions, *, bins: int = 10) -> Scores:
         (U,) scores in [0, 1]; 0 for users without a click.
 
     Reference: the view of RevAdv (RecSys 2020), Fig. 5b, as a detector. **Differs from the paper:** not in a paper.
+
+    >>> popularity(Interactions.from_arrays([0, 0, 1, 1, 2], [0, 1, 0, 1, 2]), bins=2).round(2).tolist()
+    [0.01, 0.01, 0.24]
     """
     from scipy.special import rel_entr
 

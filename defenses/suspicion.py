@@ -65,7 +65,11 @@ def known(name: str, train: Interactions, level: float = 0.05) -> Suspicion:
 
 
 def alike(train: Interactions) -> Score:
-    """`duplicate`: the largest `<x, y> / (|x| + |y| - <x, y>)` to a real user or another fake one."""
+    """`duplicate`: the largest `<x, y> / (|x| + |y| - <x, y>)` to a real user or another fake one.
+
+    >>> alike(Interactions.from_dense(np.eye(3)))(jnp.array([[1.0, 1.0, 0.0]])).tolist()
+    [0.5]
+    """
     cells = sparse.observed(train.user, train.item, train.mask, train.users, train.items)
     ones = jnp.ones(cells.row.shape)
     size = jnp.asarray(lengths(matrix(train)), float)
@@ -82,7 +86,11 @@ def alike(train: Interactions) -> Score:
 
 
 def unpopular(train: Interactions, bins: int = 10) -> Score:
-    """`popularity`: Jensen-Shannon divergence (in bits) of a row's popularity from that of all known clicks."""
+    """`popularity`: Jensen-Shannon divergence (in bits) of a row's popularity from that of all known clicks.
+
+    >>> unpopular(Interactions.from_dense(np.eye(4)), bins=2)(jnp.ones((1, 4))).round(3).tolist()
+    [0.0]
+    """
     place, everybody = bins_of(matrix(train), bins)
     one_hot = jnp.asarray(np.eye(bins)[place])
     everybody = jnp.asarray(everybody)
@@ -100,7 +108,11 @@ def unpopular(train: Interactions, bins: int = 10) -> Score:
 
 
 def odd(train: Interactions, components: int = 3) -> Score:
-    """`pca`: minus the squared loadings of the standardized row on the first directions of the known users."""
+    """`pca`: minus the squared loadings of the standardized row on the first directions of the known users.
+
+    >>> odd(Interactions.from_dense(np.tri(6)), components=2)(jnp.eye(2, 6)).shape
+    (2,)
+    """
     _, values, right = standard_directions(train, components)
     turn = jnp.asarray(right / values)
 
@@ -113,7 +125,11 @@ def odd(train: Interactions, components: int = 3) -> Score:
 
 
 def crowded(train: Interactions, neighbors: int = 20) -> Score:
-    """`knn`: minus the mean distance to the nearest real and fake users, in the plane of the first directions."""
+    """`knn`: minus the mean distance to the nearest real and fake users, in the plane of the first directions.
+
+    >>> crowded(Interactions.from_dense(np.tri(6)), neighbors=1)(jnp.ones((2, 6))).round(3).tolist()  # two equal ones
+    [-0.0, -0.0]
+    """
     left, values, right = directions(train)
     points, turn = jnp.asarray(left * values), jnp.asarray(right)
 

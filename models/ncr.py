@@ -214,7 +214,19 @@ def laws(logic: Logic, v: Float[Array, "N D"], weight: Float[Array, " N"]) -> Fl
     Identity, annihilation, idempotence and complement of AND and OR, double negation, and that a thing and its negation
     are opposite: `near(a, b) = mean(1 - cos(a, b))`, `far(a, b) = mean(1 + cos(a, b))`, the mean weighted by `weight`.
 
+    Args:
+        logic: the modules.
+        v: N vectors.
+        weight: of each, >= 0.
+
     Reference: NCR's released code. **Differs from the paper:** nothing.
+
+    >>> number = lambda truth: jnp.stack([truth, 0 * truth], -1)  # (1, 0) is true, (-1, 0) false
+    >>> either = lambda a, b: number(jnp.maximum(a[..., 0], b[..., 0]))
+    >>> both = lambda a, b: number(jnp.minimum(a[..., 0], b[..., 0]))
+    >>> exact = Logic(lambda a: -a, either, both, jnp.array([1.0, 0.0]))
+    >>> float(laws(exact, jnp.array([[1.0, 0.0], [-1.0, 0.0]]), jnp.ones(2)))
+    0.0
     """
     true, no, either, both = logic.true[None], logic.negation, logic.either, logic.both
     false, not_v = no(true), no(v)

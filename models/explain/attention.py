@@ -43,6 +43,14 @@ def view(
         items: (N,) ids.
         history: (M,) the user's items, anything where `real` is False.
         real: (M,) False for padding.
+
+    >>> import jax
+    >>> from models.data import Interactions, relations
+    >>> model = rcf.rcf(relations.clusters([0, 0, 1]), factors=2)
+    >>> params, data = model.init(jax.random.key(0), 1, 3, 0), model.prepare(Interactions.from_dense([[1.0, 1.0, 0.0]]))
+    >>> seen = view(params, data, jnp.array(0), jnp.array([0, 2]), jnp.array([0, 1]), jnp.ones(2, bool))
+    >>> (seen.mass > 0).any(1).tolist()  # item 0 does not read itself
+    [[False, True], [True, True]]
     """
     known = relational.table(params, data.catalog.relations)
     owner = jnp.full_like(items, user)
@@ -58,7 +66,20 @@ def rated(
     kept: Float[Array, " M"] | Bool[Array, " M"],
     smoothing: float,
 ) -> Float[Array, " N"]:
-    """Scores of the items for a user vector `p` that reads the clicks where `kept` is 1; smooth in both."""
+    """Scores of the items for a user vector `p` that reads the clicks where `kept` is 1; smooth in both.
+
+    Args:
+        params, p, seen, kept, smoothing: as in `weights`.
+
+    Reference: Xin et al., SIGIR 2019, eqs 4-10. **Differs from the paper:** see `models.rcf`.
+
+    >>> import jax
+    >>> from models.data import relations
+    >>> params = rcf.rcf(relations.clusters([0, 0, 1]), factors=2).init(jax.random.key(0), 1, 3, 0)
+    >>> seen = View(params["item"][1:], jnp.ones((2, 2, 1)), params["item"][:1])  # two items, one click
+    >>> jax.eval_shape(lambda: rated(params, params["user"][0], seen, jnp.ones(1), 0.5)).shape
+    (2,)
+    """
     alpha = rcf.on_types(params, p[None])[0]
     mass = seen.mass * jnp.asarray(kept, seen.mass.dtype)
     weight = alpha * relational.smoothed(jnp.sum(mass, 2), smoothing)

@@ -81,6 +81,20 @@ def problem(fitted: Fitted, train: Interactions, own: Own, key: Array) -> Proble
 
     Losses over events are sums of rows; each row keeps its own key, hence its negatives, whatever else is removed.
     Losses over all cells of a user are compared with and without a click.
+
+    Args:
+        fitted: a recommender whose scores rest on vectors of users.
+        train: what it was trained on.
+        own: the user's events.
+        key: of the negatives.
+
+    >>> from models.train import fit
+    >>> from models.wrmf import wrmf
+    >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
+    >>> fitted = fit(wrmf(factors=2, epochs=1), train, jax.random.key(0))
+    >>> mine = problem(fitted, train, own(train, jnp.array(0), 2), jax.random.key(0))
+    >>> mine.scores({"user": jnp.zeros(2)}).tolist()
+    [0.0, 0.0, 0.0]
     """
     model, params, mine = fitted.model, fitted.params, one_user(train, own)
     x, data = jnp.zeros((0, train.items)), model.prepare(mine)
@@ -125,7 +139,25 @@ def of_user(
     damping: float,
     key: Array,
 ) -> tuple[Float[Array, "K M"], Int[Array, " K"]]:
-    """Drops of K scores without each of M events, when the user's vectors move; and the codes of the solves."""
+    """Drops of K scores without each of M events, when the user's vectors move; and the codes of the solves.
+
+    Args:
+        fitted, train, own, key: as in `problem`.
+        user: id, may be traced.
+        items: K ids.
+        damping: added to the Hessian.
+
+    Reference: Cheng, Shen, Huang, KDD 2019, eq. 9. **Differs from the paper:** an item's vectors are held.
+
+    >>> from models.train import fit
+    >>> from models.wrmf import wrmf
+    >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
+    >>> user, key = jnp.array(0), jax.random.key(0)
+    >>> fitted = lambda: fit(wrmf(factors=2, epochs=1), train, key)
+    >>> drops = lambda: of_user(fitted(), train, user, jnp.array([2]), own(train, user, 2), 0.1, key)[0]
+    >>> jax.eval_shape(drops).shape
+    (1, 2)
+    """
     of = problem(fitted, train, own, key)
     block = _vectors(fitted.params, USER, user)
     matvec = jax.linearize(jax.grad(of.loss), block)[1]
@@ -158,6 +190,21 @@ def of_pairs(
 
     The pair is not in the data, so the Hessian has two blocks: the user's, which all items share up to its ridge, and
     the item's, through which only the penalty of a removed row acts.
+
+    Args:
+        fitted, train, user, items, own, damping: as in `of_user`, of a recommender of ratings.
+        at_item: at least the most ratings of one item.
+
+    Reference: Cheng, Shen, Huang, KDD 2019, eq. 9; ACCENT's code for NCF. **Differs from the paper:** nothing.
+
+    >>> from models.ncf import gmf
+    >>> from models.train import fit
+    >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2], [5.0, 3.0, 1.0])
+    >>> fitted = lambda: fit(gmf(factors=2, epochs=1, objective="ratings"), train, jax.random.key(0))
+    >>> user = jnp.array(0)
+    >>> drops = lambda: of_pairs(fitted(), train, user, jnp.array([2]), own(train, user, 2), 0.1, 1)[0]
+    >>> jax.eval_shape(drops).shape
+    (1, 2)
     """
     model, params = fitted.model, fitted.params
     decay = model.config.get("weight_decay", 0.0)
@@ -245,6 +292,21 @@ def of_rcf(
 
     The Hessian is the user's mean over its clicks with exact second derivatives; it, the gradient of the removed click
     and the new scores all read the shortened history. The score is computed again, not extrapolated.
+
+    Args:
+        fitted: an RCF.
+        train, user, items, own, damping, key: as in `of_user`.
+
+    Reference: ACCENT's code for RCF. **Differs from the paper:** nothing.
+
+    >>> from models import rcf
+    >>> from models.data.relations import clusters
+    >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
+    >>> user, key, model = jnp.array(0), jax.random.key(0), rcf.rcf(clusters([0, 0, 1]), factors=2)
+    >>> fitted = Fitted(model, model.init(key, 2, 3, 0), model.prepare(train), jnp.zeros((0, 3)), None)
+    >>> drops = lambda: of_rcf(fitted, train, user, jnp.array([2]), own(train, user, 2), 0.1, key)[0]
+    >>> jax.eval_shape(drops).shape
+    (1, 2)
     """
     params, data = fitted.params, fitted.data
     smoothing, p = data.catalog.smoothing, params["user"][user]

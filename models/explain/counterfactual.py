@@ -113,6 +113,11 @@ def search(
         ValueError: fewer items than that; a method that reads no influences.
 
     **Differs from the paper:** nothing beyond `counterfactual`.
+
+    >>> drop = np.array([[[0.5, 0.0], [0.0, 0.1]]])
+    >>> known = Influences(*map(np.array, ([0], [[4, 5]], [[1.0, 0.8]], [[1, 2]], drop, [0])))
+    >>> search(known, k=2).removed.tolist()  # without item 1, item 5 is above item 4
+    [[1]]
     """
     ranks = known.item.shape[1]
     if ranks < k + (items is not None):

@@ -36,7 +36,27 @@ def drops(
 ) -> tuple[Float[Array, "K M"], Int[Array, " K"]]:
     """Drops of K scores without each of M events, when all parameters move; the codes of the solves.
 
-    `direct`: scores read the data beside the parameters, so a removal changes them at once.
+    Args:
+        fitted: any recommender trained by gradients.
+        train: what it was trained on.
+        user: id, may be traced.
+        items: K ids.
+        own: the user's events.
+        solver: of the systems with the Hessian.
+        key: of the negatives in the loss.
+        direct: scores read the data beside the parameters, so a removal changes them at once.
+
+    Reference: Koh, Liang, ICML 2017, eq. 2. **Differs from the paper:** removals that change the data at once, too.
+
+    >>> from models.explain.blocks import own
+    >>> from models.train import fit
+    >>> from models.wrmf import wrmf
+    >>> train = Interactions.from_arrays([0, 0, 1], [0, 1, 2])
+    >>> user, key = jnp.array(0), jax.random.key(0)
+    >>> given = train, user, jnp.array([2]), own(train, user, 2), bilevel.cg(), key
+    >>> found = lambda: drops(fit(wrmf(factors=2, epochs=1), train, key), *given, direct=False)[0]
+    >>> jax.eval_shape(found).shape
+    (1, 2)
     """
     model, params, x, data = fitted.model, fitted.params, fitted.x, fitted.data
     ctx = bilevel.Ctx(key, jnp.asarray(0))

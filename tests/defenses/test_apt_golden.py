@@ -2,9 +2,9 @@
 
 The split is the one released with APT, the fake users of an attack are crafted once, six seeds are trained, and the
 mean hit rate of the targets has to lie within two standard deviations of what an independent NumPy version of the paper
-gives (`hr_mean@50`). Where that version has no deviation, it is the one over the ten seeds of docs/results/apt-table2.md
-or apt-ablation.md. AT was not in it, so there the published mean is the golden value. `apt` and `apt-rand` are as
-published: helpful users take their ratings from the data before the attack.
+gives (`hr_mean@50`). Where that version has no deviation, it is the one over the ten seeds of
+docs/results/apt-table2.md or apt-ablation.md. AT was not in it, so there the published mean is the golden value. `apt`
+and `apt-rand` are as published: helpful users take their ratings from the data before the attack.
 """
 
 from __future__ import annotations

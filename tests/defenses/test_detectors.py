@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 
 from defenses import detectors
 from defenses.filtering import filtered, flagged
+from models.als import als
 from models.data import Interactions
 from models.evaluation.detection import detection
 from models.train import fit
-from models.als import als
 
 KEY = jax.random.key(0)
 ALL = {**detectors.DETECTORS, **detectors.OF_RATINGS}
