@@ -134,7 +134,10 @@ def _renewing(defense: Defense) -> Recommender:
     return dataclasses.replace(
         model,
         name=f"{defense.name}-{model.name}",
-        config={**model.config, **{name: repr(value) for name, value in dataclasses.asdict(helpers).items()}},
+        config={
+            **model.config,
+            **{f.name: repr(getattr(helpers, f.name)) for f in dataclasses.fields(helpers)},
+        },
         prepare=lambda train: _Known(model.prepare(train), train),
         init=lambda key, users, items, fakes: model.init(
             key, users, items, fakes + number_of(helpers.users, users)

@@ -338,7 +338,9 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
             return Record(spec, {"detectors": areas}, ABOUT)
         value = 0.02 if spec["defense"] == "apt" else 0.1
         helped = {"negative": [0.0, 0.5], "items": [0.0, 100.0]} if spec["defense"] == "apt" else {}
-        return Record(spec, {"victim": {"hr_any": value, "recall": 0.4 + spec["seed"] / 100}, **helped}, ABOUT)
+        return Record(
+            spec, {"victim": {"hr_any": value, "recall": 0.4 + spec["seed"] / 100}, **helped}, ABOUT
+        )
 
     cells = defense_grid.cells(False)
     assert len({str(spec) for spec in cells}) == len(cells)
@@ -350,7 +352,8 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert made.rows[-1][3].startswith("0.410")
     assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
     helped = next(note for note in made.notes if note.startswith("apt: a helpful user"))
-    assert "50 items" in helped and "at 50% of" in helped
+    assert "50 items" in helped
+    assert "at 50% of" in helped
     assert made.pictures[0].stat().st_size > 1000
     assert "recommends nothing" not in "\n".join(made.notes)
 
