@@ -207,16 +207,13 @@ def minres(of: Factors, b: np.ndarray, damping: float) -> tuple[np.ndarray, floa
 
 
 def right_side(of: Factors, asked: str, user: int, item: int) -> np.ndarray:
-    """What the inverse Hessian is applied to: a score's gradient, or that of APT's risk `sigmoid(L)`."""
+    """What the inverse Hessian is applied to: a score's gradient, or that of L, the direction of APT's `sigmoid(L)`."""
     if asked == "user":
         b = np.zeros(of.P.size + of.Q.size)
         users, items = split(of, b)  # views
         users[user], items[item] = of.Q[item], of.P[user]
         return b
-    squares = lambda table, ids: np.sum(np.bincount(ids, minlength=len(table)) * np.mean(table**2, 1))
-    loss = np.sum(of.error**2) + L2 * (squares(of.P, of.user) + squares(of.Q, of.item))
-    s = 1 / (1 + np.exp(-loss / len(of.user)))
-    return s * (1 - s) * slope(of)
+    return slope(of)
 
 
 def drops(of: Factors, v: np.ndarray, user: int) -> np.ndarray:
