@@ -299,10 +299,9 @@ def _in_rounds(
     params: Any, h: Array, moved: Array, candidates: Array, budget: int, climber: tuple[int, int, float]
 ) -> tuple[Float[Array, " D"], Int[Array, " B"], Float[Array, ""]]:
     """A fake user's vector, items and objective; `climber`: rounds, and the steps and rate of h_m between two."""
-    rounds, steps, rate = climber
     chosen, value = greedy(params, h, moved, candidates, budget)
-    for _ in range(rounds - 1):
-        h = _climbed(params, h, moved, chosen, steps, rate)
+    for _ in range(climber[0] - 1):
+        h = _climbed(params, h, moved, chosen, *climber[1:])
         chosen, value = greedy(params, h, moved, candidates, budget)
     return h, chosen, value
 
@@ -366,8 +365,7 @@ def better(
 
 def _jaccard(rows: Float[Array, "F I"]) -> Float[Array, ""]:
     """Mean over pairs of fake users; NaN for one alone."""
-    both = rows @ rows.T
-    size = jnp.sum(rows, 1)
+    both, size = rows @ rows.T, jnp.sum(rows, 1)
     share = both / (size[:, None] + size[None] - both)
     pairs = rows.shape[0] * (rows.shape[0] - 1)
     return (jnp.sum(share) - jnp.trace(share)) / jnp.where(pairs > 0, pairs, jnp.nan)
