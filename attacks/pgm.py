@@ -68,14 +68,15 @@ class Densities(NamedTuple):
         clicked: whether it is a click.
         decent, noise: `N(r; predicted)` and `N(r; r_bar)`; the larger is 1.
         one: 1, that is the mass of a zero that was removed.
-        log_larger: logarithm of the larger density.
+        log_decent, log_noise: logarithms of the two densities, for the likelihood.
     """
 
     clicked: Bool[Array, "B I"]
     decent: Float[Array, "B I"]
     noise: Float[Array, "B I"]
     one: Float[Array, "B I"]
-    log_larger: Float[Array, "B I"]
+    log_decent: Float[Array, "B I"]
+    log_noise: Float[Array, "B I"]
 
 
 class Cells(NamedTuple):
@@ -181,7 +182,7 @@ def em(pgm: Pgm, matrix: Matrix, ratios: Ratios) -> Fit:
 
 
 def densities(pgm: Pgm, matrix: Matrix, users: Int[Array, " B"]) -> Densities:
-    """What EM needs of the cells of a block of users; all of its exponentials are here, none in an iteration.
+    """What EM needs of the cells of a block of users; all of EM's exponentials are here.
 
     No density is below 1e-30 of the other, which decides what the ratios 0 and 1 leave undecided.
     """
@@ -190,7 +191,7 @@ def densities(pgm: Pgm, matrix: Matrix, users: Int[Array, " B"]) -> Densities:
     decent, noise = _log_normal(r, predicted, pgm.sigma), _log_normal(r, matrix.r_bar, pgm.sigma)
     larger = jnp.maximum(decent, noise)
     share = lambda log: jnp.clip(jnp.exp(log - larger), TINY, 1 / TINY)
-    return Densities(clicked, share(decent), share(noise), share(jnp.zeros_like(larger)), larger)
+    return Densities(clicked, share(decent), share(noise), share(jnp.zeros_like(larger)), decent, noise)
 
 
 def e_step(
@@ -218,7 +219,7 @@ def e_step(
     decent = G * cell.decent
     either = decent + (1 - G) * cell.noise
     kept, removed = K * either, (1 - K) * cell.one
-    log_kept = jnp.log(K) + jnp.log(either) + cell.log_larger
+    log_kept = jnp.log(K) + jnp.logaddexp(jnp.log(G) + cell.log_decent, jnp.log1p(-G) + cell.log_noise)
     return Cells(
         jnp.where(cell.clicked, 1, kept / (kept + removed)),
         decent / either,

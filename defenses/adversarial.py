@@ -59,7 +59,8 @@ def adversarial(
     **Differs from the paper:** APR takes `g` without the L2 term and begins after BPR has converged (give `start`);
     APT's table names neither a weight nor a start: 1, and from the first epoch. An attack that differentiates through
     the training has Delta's answer to its rows and to the parameters in its derivative, though a step holds it
-    constant. The implicit estimator needs a solver that does without symmetry (`gmres`).
+    constant. Not for the implicit estimator: the field has no symmetric derivative, and no root where Delta does not
+    vanish.
 
     **What it does not stop:** small changes of parameters are not what injected users make; in APT's tables it lowers
     the target hit rate little. An attacker who knows of it uses `adversarial(surrogate)` as surrogate.
@@ -82,7 +83,7 @@ def adversarial(
             "start": start,
             "tables": hard.tables,
         },
-        loss=hard.loss_from(0),
+        loss=hard.loss_from(model.loss, 0),
         trainer=hard.trainer,
     )
 
@@ -105,16 +106,15 @@ class _Hard:
         """The weight of the second part at a step."""
         return self.weight if first == 0 else jnp.where(ctx.step < first, 0.0, self.weight)
 
-    def loss_from(self, first: int):
+    def loss_from(self, plain, first: int):
         """The loss whose second part begins at step `first`; its gradient holds Delta, derivatives of that do not."""
-        model = self.model
 
         def parts(params, x, data, ctx, delta):
             moved = jax.tree.map(jnp.add, params, delta)
-            return model.loss(params, x, data, ctx) + self.much(ctx, first) * model.loss(moved, x, data, ctx)
+            return plain(params, x, data, ctx) + self.much(ctx, first) * plain(moved, x, data, ctx)
 
         def delta(params, x, data, ctx):
-            return self.change(jax.grad(model.loss)(params, x, data, ctx))
+            return self.change(jax.grad(plain)(params, x, data, ctx))
 
         @jax.custom_jvp
         def loss(params, x, data, ctx):
@@ -129,7 +129,8 @@ class _Hard:
 
     def product(self, inner: bilevel.Inner, first: int):
         """The adjoint of the field in the head of this file, for parameters and fake rows."""
-        loss = self.model.loss
+        loss = inner.loss
+        assert loss is not None  # checked by the trainer
         twice = inner.structure.product or (
             lambda params, x, data, ctx, v: bilevel.hessian_and_cross(loss, params, x, v, data, ctx)
         )
@@ -147,13 +148,10 @@ class _Hard:
         """The model's loop on the hardened loss."""
         inner = self.model.trainer(users, items, fakes, events)
         first = self.start * inner.steps_per_epoch
+        if inner.loss is None:
+            raise ValueError(f"adversarial: {self.model.name} is not trained by gradient descent")
         structure = bilevel.Structure(product=self.product(inner, first))
-        try:
-            hard = bilevel.with_loss(inner, self.loss_from(first), structure)
-        except TypeError as problem:
-            raise ValueError(
-                f"adversarial: {self.model.name} is not trained by gradient descent"
-            ) from problem
+        hard = bilevel.with_loss(inner, self.loss_from(inner.loss, first), structure)
 
         def pull(state, saved, x, data, ctx, bar, wants):
             if wants.data:

@@ -58,6 +58,25 @@ class Helpers:
     risk: Risk
     references: int
 
+    def check(self, model: Recommender, train: Interactions) -> None:
+        """Whether they can be made of these data: users and items enough, the grid of the ratings."""
+        grid, highest = self.grid, model.config.get("highest", 1.0)
+        if self.references > train.users or self.items > train.items:
+            raise ValueError(
+                f"apt: references={self.references}, items={self.items}; the data have {train.users} users and "
+                f"{train.items} items"
+            )
+        if train.track == "sequence" or (train.track == "explicit") != (grid is not None):
+            raise ValueError(
+                f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
+                "sequences are not served, because a row has no order"
+            )
+        if grid is not None and grid[0] != highest:
+            raise ValueError(
+                f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
+                "the largest rating of the data"
+            )
+
     def renewed(self, model: Recommender, at: Point, key: Array, level: Any, number: int):
         """New helpful users (n, I) in the unit of the data, the influences behind them, and the solver's code."""
         if self.selection == "random":
@@ -169,10 +188,11 @@ def apt(
     Reference: Wu et al., SIGIR 2021, Algorithm 1; its released code for ten references, min-max scaling and rounding.
 
     **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in the
-    ablation the choice changes nothing measurable. A rating of 0, which the code can draw with "random", becomes the
-    lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an influence counts as
-    negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users without a click
-    before the first renewal.
+    ablation the choice changes nothing measurable, and on clicks "cg" meets negative curvature at every renewal that
+    was looked at, so that it is the plain gradient. Earlier helpful users count without their ratings in a renewal. A
+    rating of 0, which the code can draw with "random", becomes the lowest of the grid. On clicks (the paper's future
+    work) `L(z)` is over scores against clicks, an influence counts as negative if it is below the row's mean, and a
+    model with a loss over all cells (WRMF) sees users without a click before the first renewal.
 
     **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
@@ -198,26 +218,12 @@ def apt(
     one_of("apt", "risk", risk, get_args(Risk))
     if not isinstance(solver, bilevel.LinearSolver):
         one_of("apt", "solver", solver, get_args(Solver))
-    highest = model.config.get("highest", 1.0)
     helpers = Helpers(**config)
 
     def trace(train: Interactions, key: Array, clean: Interactions | None = None):
         number = number_of(users, train.users)
-        if number and (references > train.users or items > train.items):
-            raise ValueError(
-                f"apt: references={references}, items={items}; the data have {train.users} users and "
-                f"{train.items} items"
-            )
-        if train.track == "sequence" or (train.track == "explicit") != (grid is not None):
-            raise ValueError(
-                f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
-                "sequences are not served, because a row has no order"
-            )
-        if grid is not None and grid[0] != highest:
-            raise ValueError(
-                f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
-                "the largest rating of the data"
-            )
+        if number:
+            helpers.check(model, train)
         fitted, told = _train(train, key, train if clean is None else clean, number)
         _warn(model, told)
         return fitted, told

@@ -39,9 +39,9 @@ def apt_surrogate(defended: Recommender | Defense, rows: Float[Array, "n I"] | N
         ValueError: rows beside a defense, or none beside a recommender; when trained, one without a gradient-descent
             loop or with an auxiliary state of its own.
 
-    **Differs from the paper:** not in it. A renewal knows the users with the shortest profiles and the levels of
-    ratings from the data without the attack. What is read after the training (`embed`, where it reads fake rows) are
-    helpful users renewed once more.
+    **Differs from the paper:** not in it. A renewal knows the users with the shortest profiles, the levels of ratings
+    and the risk of "paper" from the data without the attack. What is read after the training (`embed`, where it reads
+    fake rows) are helpful users renewed once more.
 
     >>> from defenses.apt import apt
     >>> from models.wrmf import wrmf
@@ -101,6 +101,10 @@ def _renewing(defense: Defense) -> Recommender:
         rows, _, _ = helpers.renewed(model, at, key, level, number)
         return lax.stop_gradient(rows / highest).astype(x.dtype)
 
+    def prepare(train: Interactions) -> _Known:
+        helpers.check(model, train)
+        return _Known(model.prepare(train), train)
+
     def loss(params, x, data: _Known, ctx):
         return model.loss(params, beside(x, ctx.aux), data.plain, ctx)
 
@@ -110,6 +114,14 @@ def _renewing(defense: Defense) -> Recommender:
         if inner.loss is None or inner.optimizer is None or inner.aux is not None:
             raise ValueError(
                 f"apt_surrogate: {model.name} has no gradient-descent loop, or one with a state of its own"
+            )
+        if model.name.startswith("adversarial"):
+            raise ValueError(
+                "apt_surrogate: AT within APT loses its adjoint; give adversarial(apt_surrogate(...))"
+            )
+        if helpers.pretrain * inner.steps_per_epoch >= inner.steps:
+            raise ValueError(
+                f"apt_surrogate: pretrain={helpers.pretrain} leaves no epoch; raise the model's epochs"
             )
         first, each = helpers.pretrain * inner.steps_per_epoch, helpers.every * inner.steps_per_epoch
 
@@ -138,7 +150,7 @@ def _renewing(defense: Defense) -> Recommender:
             **model.config,
             **{f.name: repr(getattr(helpers, f.name)) for f in dataclasses.fields(helpers)},
         },
-        prepare=lambda train: _Known(model.prepare(train), train),
+        prepare=prepare,
         init=lambda key, users, items, fakes: model.init(
             key, users, items, fakes + number_of(helpers.users, users)
         ),
