@@ -218,6 +218,10 @@ def _plain(run, at, solver):
 
         dots = [leaf for leaf, moves in zip(_leaves(tangents[0]), moving) if moves]
         pushed = jax.jvp(condition, (picked,), (dots,))[1]
+        # A leaf that nothing moves (real users of a factor model, whose rows see no fake click) is a constant 0, which
+        # JAX's transposed solve does not take: every leaf is made linear in what moves.
+        nothing = sum(0 * jnp.sum(leaf) for leaf in dots)
+        pushed = jax.tree.map(lambda leaf: leaf + jnp.asarray(nothing, leaf.dtype), pushed)
         point = at(saved, *trees.join(varied, rest), key)
         dot = point.solve(solver, jax.tree.map(jnp.negative, pushed), forward=True).value
         return saved, (dot, *still)

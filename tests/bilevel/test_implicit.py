@@ -261,6 +261,21 @@ def test_auxiliary_state_of_any_dtype_rides_along(x64):
 
 
 @pytest.mark.slow
+def test_a_parameter_that_nothing_moves_beside_one_that_moves(x64):
+    """Real users of a factor model, whose rows see no fake click: their part of the right side is a constant 0."""
+
+    def loss(params, x, data, ctx):
+        return jnp.sum((params["still"] - 1) ** 2) + jnp.sum((params["moved"] - x**2) ** 2)
+
+    solve = implicit(bilevel.gradient_descent(loss, optax.sgd(0.25), steps=60))
+    start = {"still": jnp.zeros(2), "moved": jnp.zeros(3)}
+    outer = lambda x: sum(
+        jnp.sum(leaf**2) for leaf in jax.tree.leaves(solve(x, start, None, jax.random.key(0)))
+    )
+    x = jnp.array([0.5, 1.0, 2.0])
+    np.testing.assert_allclose(jax.jit(jax.grad(outer))(x), 4 * x**3, rtol=1e-6)
+
+
 def test_a_structures_own_product_and_solve_are_used(trained):
     """Handed-in pieces give the generic numbers; a wrong solve is caught by its residual."""
     _, x, params0, data, params = trained
