@@ -260,7 +260,6 @@ def test_auxiliary_state_of_any_dtype_rides_along(x64):
     np.testing.assert_allclose(estimate.grad, gradient, rtol=1e-9)
 
 
-@pytest.mark.slow
 def test_a_parameter_that_nothing_moves_beside_one_that_moves(x64):
     """Real users of a factor model, whose rows see no fake click: their part of the right side is a constant 0."""
 
@@ -276,6 +275,7 @@ def test_a_parameter_that_nothing_moves_beside_one_that_moves(x64):
     np.testing.assert_allclose(jax.jit(jax.grad(outer))(x), 4 * x**3, rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_structures_own_product_and_solve_are_used(trained):
     """Handed-in pieces give the generic numbers; a wrong solve is caught by its residual."""
     _, x, params0, data, params = trained
