@@ -65,7 +65,7 @@ def implicit(
     Raises:
       TypeError: `inner` is not an `Inner`, or `linear_solver` not a `LinearSolver`.
       ValueError: a solver that needs symmetry, blocks or batches that the loop does not have; a structure
-        for a loop without a loss; a bad tolerance.
+        for a loop without a loss; a loop whose steps follow no gradient (adversarial training); a bad tolerance.
 
     Reference: Pedregosa, ICML 2016, eq. 1; Blondel et al., NeurIPS 2022, eq. 2. **Differs from the paper:**
     the stationarity check, the verified residual, the curvature. With `lissa(minibatch=True)` the products
@@ -87,6 +87,12 @@ def implicit(
         raise ValueError(
             "implicit: structure describes the Hessian of a loss, and a fixed_point loop has none; give the loss it "
             "minimizes as objective="
+        )
+    if objective is None and not inner.structure.gradient:
+        raise ValueError(
+            f"implicit: the steps of {inner!r} follow a field that is the gradient of no loss (adversarial training "
+            "holds its change constant), so that no stationary point defines the solution; differentiate the loop "
+            "itself with bilevel.unrolled, truncated or partial, or give the loss it minimizes as objective="
         )
     if structure is None:
         structure = inner.structure if objective is None else Structure()

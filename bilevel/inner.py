@@ -56,12 +56,15 @@ class Structure(NamedTuple):
       in `x`;
     * `blocks(params, x, data, ctx)`: diagonal blocks of the Hessian, a leaf `(n, D)` of the parameters giving
       `(n, D, D)`;
-    * `solve(params, x, data, ctx, b)`: its own product with the inverse Hessian.
+    * `solve(params, x, data, ctx, b)`: its own product with the inverse Hessian;
+    * `gradient`: False where the loss holds a part of itself constant. A step then follows a field that is no
+      gradient, `product` is the adjoint of that field, and `implicit` refuses the loop.
     """
 
     product: Callable[..., Any] | None = None
     blocks: Callable[..., Any] | None = None
     solve: Callable[..., Any] | None = None
+    gradient: bool = True
 
 
 class Aux(NamedTuple):

@@ -24,7 +24,7 @@ def with_loss(inner: Inner, loss: Callable[..., Array], structure: Structure | N
       inner: made by `gradient_descent`.
       loss: `(params, x, data, ctx) -> scalar`.
       structure: what the new loss has; that of the old one is dropped. Where the loss holds a part of itself constant,
-        a step follows a field that is no gradient, and `product` is the only way to its true adjoint.
+        a step follows a field that is no gradient: give its adjoint as `product`, and `gradient=False`.
 
     Raises:
       TypeError: a fixed-point loop, which has no loss.
@@ -99,10 +99,10 @@ def precompose(inner: Inner, transform: Callable[[Any, Any], Any]) -> Inner:
         stationarity=reads(inner.stationarity),
         loss=reads(inner.loss),
         update=reads(inner.update),
-        structure=Structure(
-            product if structure.product is not None else None,
-            reads(structure.blocks),
-            reads(structure.solve),
+        structure=structure._replace(
+            product=product if structure.product is not None else None,
+            blocks=reads(structure.blocks),
+            solve=reads(structure.solve),
         ),
         aux=aux
         and Aux(

@@ -121,7 +121,7 @@ def check_closure(
         if inner.aux is not None:
             ctx = ctx._replace(aux=inner.aux.update(state.aux, params0, x, data, ctx))
         read = [inner.step(state, x, data, ctx)]
-        product, blocks, inverse = inner.structure
+        product, blocks, inverse, _ = inner.structure
         read += [product(params0, x, data, ctx, params0)] if product else []
         read += [blocks(params0, x, data, inner.final_context(key, ctx.aux))] if blocks else []
         read += [inverse(params0, x, data, inner.final_context(key, ctx.aux), params0)] if inverse else []

@@ -59,8 +59,8 @@ def adversarial(
     **Differs from the paper:** APR takes `g` without the L2 term and begins after BPR has converged (give `start`);
     APT's table names neither a weight nor a start: 1, and from the first epoch. An attack that differentiates through
     the training has Delta's answer to its rows and to the parameters in its derivative, though a step holds it
-    constant. Not for the implicit estimator: the field has no symmetric derivative, and no root where Delta does not
-    vanish.
+    constant. `bilevel.implicit` refuses the loop: the field has no symmetric derivative, and no root where Delta does
+    not vanish.
 
     **What it does not stop:** small changes of parameters are not what injected users make; in APT's tables it lowers
     the target hit rate little. An attacker who knows of it uses `adversarial(surrogate)` as surrogate.
@@ -150,7 +150,7 @@ class _Hard:
         first = self.start * inner.steps_per_epoch
         if inner.loss is None:
             raise ValueError(f"adversarial: {self.model.name} is not trained by gradient descent")
-        structure = bilevel.Structure(product=self.product(inner, first))
+        structure = bilevel.Structure(product=self.product(inner, first), gradient=False)
         hard = bilevel.with_loss(inner, self.loss_from(inner.loss, first), structure)
 
         def pull(state, saved, x, data, ctx, bar, wants):

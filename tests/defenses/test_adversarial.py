@@ -153,3 +153,11 @@ def test_what_has_no_embeddings_or_no_gradient_is_refused(rng):
         fit(adversarial(als(factors=2, sweeps=1)), clicks, KEY)
     with pytest.raises(ValueError, match="epsilon"):
         adversarial(wrmf(), epsilon=-1.0)
+
+
+def test_a_field_that_is_no_gradient_has_no_implicit_derivative():
+    inner = adversarial(wrmf(factors=2, epochs=1)).trainer(U, I, 1)
+    for loop in (inner, bilevel.precompose(inner, lambda x, data: 2 * x)):
+        with pytest.raises(ValueError, match="gradient of no loss"):
+            bilevel.implicit(loop)
+    bilevel.implicit(inner, objective=inner.loss)  # a loss that is given is stationary by assumption
