@@ -6,9 +6,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed-by-make
 EXTRAS := cli,data,plots,test
-# One worker a core, at most 2: JAX itself is threaded, more workers only compile the same functions again.
+# One worker a core, at most 2, and a file of tests to one worker: JAX itself is threaded, and a second worker on the same
+# file only compiles the same functions again.
 JOBS   ?= $(shell n=$$(nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2); [ $$n -lt 2 ] && echo 0 || echo 2)
-PYTEST := $(BIN)/python -m pytest -n $(JOBS)
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 ARGS   ?=
 
 .DEFAULT_GOAL := help

@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from attacks.attack import Attack, History
 from attacks.rating import target_rating, to_grid
 from attacks.templates import Batch, audience, cut, templates
-from attacks.threat import Goal, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
 from bilevel.project import column_mask
 from models.data import Interactions, Profiles
 from models.recommender import counts, numbers, xavier
@@ -139,7 +139,7 @@ def aush(
     numbers("aush", 0, unrated=unrated)
     if unrated > 1:
         raise ValueError(f"aush: unrated={unrated!r}; expected a share of at most 1")
-    grid = None if ratings is None else Ratings(*ratings)
+    grid = None if ratings is None else as_ratings(ratings)
     threat = ThreatModel(
         fakes=fakes,
         budget=budget,

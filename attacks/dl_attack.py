@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
 from attacks.attack import Attack
-from attacks.threat import Goal, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
 from bilevel.project import column_mask, topk
 from models.data import Interactions, Profiles, inject, sample
 from models.evaluation import over_users
@@ -155,7 +155,7 @@ def dl_attack(
         budget=budget,
         knowledge="interactions",
         clicks=clicks,
-        ratings=None if ratings is None else Ratings(*ratings),
+        ratings=None if ratings is None else as_ratings(ratings),
     )
     plan = _Plan(threat, model, budget, rounds, learning_rate, weight, eta, kappa, delta, k, users, stages)
     show = ("target_hr", "loss")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -80,6 +81,8 @@ def run(
     check_test(attack, test)
     targets = check(attack.threat, key, train, targets, initial=initial, starts=attack.starts, test=test)
     data = {"key": key, "train": train, "targets": targets, "initial": initial, "test": test}
+    if progress is True and attack.steps:
+        sys.stderr.write(f"{attack.name}: preparing\n")  # some train a surrogate before their first step
     facts = None if store is None else describe(attack) | _leaves(data) | {"more": dict(spec or {})}
     result = loop.run(
         attack.step,

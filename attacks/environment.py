@@ -221,6 +221,8 @@ def environment(
     (Array(2., dtype=float32), Array(0., dtype=float32))
     """
     config = dict(locals())
+    if not isinstance(model, Recommender):
+        raise TypeError(f"model is {model!r}; expected a Recommender, such as models.itempop.itempop()")
     numbers = {"candidates": candidates, "k": k, "block": block, "at_once": at_once} | given(users=users)
     for name, value in numbers.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
@@ -230,6 +232,11 @@ def environment(
     def open_(key, train: Interactions, targets: Int[Array, " T"], fakes: int) -> World:
         if users is not None and users > train.users:
             raise ValueError(f"users is {users}, but the data have {train.users}; leave it out to count all")
+        others = train.items - targets.shape[0]
+        if candidates > others:
+            raise ValueError(
+                f"candidates is {candidates}, but only {others} of the {train.items} items are not targets: lower it"
+            )
         for_offer, for_ranker = jax.random.split(key)
         drawn = draw_candidates(for_offer, train, targets, count=candidates)
         everybody = jnp.arange(train.users, dtype=jnp.int32)

@@ -187,8 +187,13 @@ def _check(config: dict[str, Any], model: Recommender) -> None:
         raise ValueError(
             f"hcars: goal={value('goal')!r}; it makes sentences about targets true, so 'promote' only"
         )
+    if not isinstance(model, Recommender):
+        raise TypeError(f"hcars: surrogate={model!r}; expected a Recommender, such as models.ncr.ncr()")
     if model.name not in ("ncr", "reasoner"):
-        raise ValueError(f"hcars: surrogate={model!r}; expected attacks.reasoner(...) or models.ncr.ncr(...)")
+        raise ValueError(
+            f"hcars: surrogate={model!r}; it reasons in the logic of NCR: expected models.ncr.ncr(...), or "
+            "attacks.reasoner(...), which learns from explanations too"
+        )
 
 
 @functools.lru_cache(maxsize=32)  # one value a surrogate, so that attacks share its compiled training

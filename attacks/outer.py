@@ -164,7 +164,8 @@ def surrogates(surrogate: Any) -> tuple[Recommender, ...]:
         TypeError: one of them is no recommender.
         ValueError: there is none.
     """
-    models = tuple(surrogate) if isinstance(surrogate, Sequence) else (surrogate,)
+    several = isinstance(surrogate, Sequence) and not isinstance(surrogate, str)
+    models: tuple[Any, ...] = tuple(surrogate) if several else (surrogate,)
     if not models:
         raise ValueError("surrogate is empty; give at least one recommender")
     for model in models:

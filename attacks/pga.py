@@ -29,7 +29,7 @@ from attacks.attack import Attack
 from attacks.kkt import Factors, Ridge
 from attacks.objective import over_blocks
 from attacks.rating import RatingRule, draw_ratings, item_statistics, rate, target_rating, to_grid
-from attacks.threat import Goal, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
 from bilevel.project import column_mask, set_columns, topk
 from models.data import Interactions, Profiles, sample
 from models.recommender import counts, numbers
@@ -152,7 +152,7 @@ def pga(
         track=track,
         knowledge="interactions",
         clicks=clicks,
-        ratings=None if ratings is None else Ratings(*ratings),
+        ratings=None if ratings is None else as_ratings(ratings),
     )
     plan = _Plan(threat, budget, both, learning_rate, _unrolled(gradient, tau, sweeps), initial, model)
     return Attack("pga", config, threat, steps, plan.init, plan.step, plan.finish, show=("loss", "exchanged"))

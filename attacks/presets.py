@@ -104,6 +104,10 @@ def revadv_preset(
     if changes.get("projection") == "topk":
         arguments.pop("threshold", None)
     own = not isinstance(surrogate, Recommender)
+    if own and not isinstance(surrogate, Mapping | None):
+        raise TypeError(
+            f"surrogate is {surrogate!r}; expected a Recommender, or arguments of the preset's own as a dictionary"
+        )
     model = module.preset(settings, **(surrogate or {})) if own else surrogate
     return revadv(model, **{**arguments, **changes})
 

@@ -18,7 +18,7 @@ from attacks.attack import Attack
 from attacks.fillers import Fillers
 from attacks.rating import RatingRule, draw_ratings, item_statistics, rate
 from attacks.sequences import TargetMode, alternate, shuffled, target_clicks
-from attacks.threat import Goal, Knowledge, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Knowledge, Ratings, ThreatModel, Track, as_ratings
 from models.data import Interactions, Profiles
 
 Grid = Ratings | tuple[float, float, float]
@@ -98,7 +98,7 @@ def build(
         track=track,
         knowledge=knowledge,
         clicks=clicks,
-        ratings=None if ratings is None else Ratings(*ratings),
+        ratings=None if ratings is None else as_ratings(ratings),
     )
     _check_goal(rule, track, goal, target_mode)
     make = _ordered if track == "sequence" else _rated if track == "explicit" else _clicked

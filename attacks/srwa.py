@@ -29,7 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 import bilevel
 from attacks.attack import Attack
 from attacks.rating import draw_ratings, item_statistics
-from attacks.threat import Goal, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
 from bilevel.project import column_mask, topk
 from models import sparse
 from models.data import Interactions, Profiles, sample
@@ -156,7 +156,7 @@ def srwa(
         track=track,
         knowledge="interactions",
         clicks=clicks,
-        ratings=None if ratings is None else Ratings(*ratings),
+        ratings=None if ratings is None else as_ratings(ratings),
     )
     plan = _Plan(threat, budget, steps, learning_rate, weight, width, restart, k, users, sweeps, stages)
     return Attack(

@@ -170,6 +170,24 @@ def _check_option(name: str, given: object, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, options))}")
 
 
+def as_ratings(ratings: Any) -> Ratings:
+    """Three numbers as the grid of the ratings.
+
+    Raises:
+        ValueError: not three numbers.
+
+    >>> as_ratings((1, 5, 0.5))
+    Ratings(low=1.0, high=5.0, step=0.5)
+    """
+    try:
+        low, high, step = map(float, ratings)
+    except (TypeError, ValueError) as problem:
+        raise ValueError(
+            f"ratings is {ratings!r}; expected (low, high, step), such as (1, 5, 1)"
+        ) from problem
+    return Ratings(low, high, step)
+
+
 def _check_ratings(track: str, ratings: Any) -> Ratings | None:
     if ratings is None:
         if track == "explicit":
@@ -177,7 +195,7 @@ def _check_ratings(track: str, ratings: Any) -> Ratings | None:
         return None
     if track != "explicit":
         raise ValueError(f"ratings is {ratings!r}, but the {track!r} track has no ratings; leave it out")
-    found = Ratings(*map(float, ratings))
+    found = as_ratings(ratings)
     steps = (found.high - found.low) / found.step if found.step > 0 else math.nan
     if not (0 < found.low <= found.high and math.isfinite(steps) and abs(steps - round(steps)) < 1e-6):
         raise ValueError(

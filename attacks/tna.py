@@ -28,7 +28,7 @@ from attacks.attack import Attack
 from attacks.kkt import Factors, Ridge
 from attacks.rating import draw_ratings, item_statistics, target_rating
 from attacks.srwa import lag
-from attacks.threat import Goal, Ratings, ThreatModel, Track
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
 from bilevel.project import column_mask, topk
 from models.als import solve_spd
 from models.data import Interactions, Profiles, sample
@@ -167,7 +167,7 @@ def tna(
         track=track,
         knowledge="interactions",
         clicks=clicks,
-        ratings=None if ratings is None else Ratings(*ratings),
+        ratings=None if ratings is None else as_ratings(ratings),
     )
     solver = bilevel.cg(damping=l2) if linear is None else linear
     plan = _Plan(

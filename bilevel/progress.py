@@ -68,20 +68,27 @@ class _Lines:
 
     def __init__(self, label: str, show: Sequence[str]) -> None:
         self.label, self.show = label, show
-        self.first = self.told = 0.0
+        self.told, self.pace = 0.0, None
 
     def __call__(self, block: Block) -> None:
         if not block.metrics:
-            self.first = self.told = block.seconds
+            self.told = block.seconds
             self._write(f"{block.done}/{block.steps} steps, {_status(block)}")
         elif block.done == block.steps or block.seconds - self.told >= QUIET:
             self.told = block.seconds
-            pace = (block.seconds - self.first) / (block.done - block.resumed)
-            left = f", {_clock(pace * (block.steps - block.done))} left" if block.done < block.steps else ""
             numbers = _numbers(block, self.show)
             self._write(
-                f"{block.done}/{block.steps} steps, {_clock(block.seconds)}{left}{numbers and ', ' + numbers}"
+                f"{block.done}/{block.steps} steps, {_clock(block.seconds)}{self._left(block)}{numbers and ', ' + numbers}"
             )
+        if block.metrics and self.pace is None:
+            self.pace = block.done, block.seconds
+
+    def _left(self, block: Block) -> str:
+        """The time that is left at the pace since the first block, which compiles."""
+        if self.pace is None or block.done == block.steps:
+            return ""
+        done, seconds = self.pace
+        return f", {_clock((block.seconds - seconds) / (block.done - done) * (block.steps - block.done))} left"
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"{self.label}: {text}\n")
@@ -130,6 +137,8 @@ def _bar(console: Any, label: str, show: Sequence[str]) -> Iterator[Tell]:
 
 def _status(block: Block) -> str:
     """What happens before the first block is back."""
+    if block.steps == 0:
+        return "none to take"
     if block.done == block.steps:
         return "already done"
     return f"resumed at step {block.resumed}, compiling" if block.resumed else "compiling"

@@ -138,6 +138,14 @@ class Defense:
         """
         return self.trace(train, key, clean)[0]
 
+    def check(self, train: Interactions) -> None:
+        """Refuse, before anything is computed, data that the helpful users cannot be made of.
+
+        Raises:
+            ValueError: fewer users or items than asked for, another grid of ratings, sequences.
+        """
+        _number(self.helpers, self.model, train)
+
     def __repr__(self) -> str:
         return f"{self.name}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
 
@@ -221,9 +229,7 @@ def apt(
     helpers = Helpers(**config)
 
     def trace(train: Interactions, key: Array, clean: Interactions | None = None):
-        number = number_of(users, train.users)
-        if number:
-            helpers.check(model, train)
+        number = _number(helpers, model, train)
         fitted, told = _train(train, key, train if clean is None else clean, number)
         _warn(model, told)
         return fitted, told
@@ -293,6 +299,14 @@ def number_of(users: int | float, real: int) -> int:
         raise ValueError(
             f"apt: users={users!r} of {real} users; expected a whole number, or a fraction in (0, 1) that is somebody"
         )
+    return number
+
+
+def _number(helpers: Helpers, model: Recommender, train: Interactions) -> int:
+    """How many helpful users there are, who can be made of these data."""
+    number = number_of(helpers.users, train.users)
+    if number:
+        helpers.check(model, train)
     return number
 
 

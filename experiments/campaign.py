@@ -29,7 +29,7 @@ class Campaign(NamedTuple):
 
     Attributes:
         data: a data set; None: the paper's toy data, drawn from the seed.
-        attack: how profiles are made.
+        attack: how profiles are made; None where they were made before, and nobody looks at it.
         victims: recommenders by the name they were given.
         targets: item ids of the data set's own naming, a popularity stratum, the name of a published set, or "none" for
             an attack on availability.
@@ -53,9 +53,33 @@ def check(campaign: Campaign) -> None:
     """Refuse what would be ignored or fail later; draws the first repetition's targets for it.
 
     Raises:
-        ValueError: a setting the data or the targets have no use for, or unknown targets.
+        TypeError, ValueError: a setting the data or the targets have no use for, unknown targets, lists longer than
+            there are items, or what `attacks.checks.check` refuses.
     """
-    case_of(campaign, campaign.seeds[0])
+    case = case_of(campaign, campaign.seeds[0])
+    check_length(campaign.k, case.train.items)
+    if campaign.attack is not None:
+        if campaign.attack.threat.track != case.train.track:
+            raise ValueError(
+                f"{campaign.attack.name} writes on the {campaign.attack.threat.track!r} track, and the data are read "
+                f"on the {case.train.track!r} one: give --track {campaign.attack.threat.track}, or another attack"
+            )
+        attacks.check(campaign.attack.threat, case.keys["attack"], case.train, case.targets)
+
+
+def check_length(k: int, items: int) -> None:
+    """Refuse lists that cannot be.
+
+    Raises:
+        ValueError: shorter than one item or longer than all of them.
+
+    >>> check_length(50, 15)
+    Traceback (most recent call last):
+    ...
+    ValueError: k=50: expected a length of lists of 1 to 15, all items there are
+    """
+    if not 1 <= k <= items:
+        raise ValueError(f"k={k}: expected a length of lists of 1 to {items}, all items there are")
 
 
 def case_of(campaign: Campaign, seed: int) -> Case:
@@ -82,7 +106,12 @@ def _targets(campaign: Campaign, case: Case, seed: int):
     assert campaign.data is not None
     if campaign.targets == "none":
         return np.zeros(0, np.int32)
-    names = [part.strip() for part in campaign.targets.split(",")]
+    names = [part.strip() for part in campaign.targets.split(",") if part.strip()]
+    if not names:
+        raise ValueError(f"targets={campaign.targets!r}: expected ids, the name of a set, or none")
+    if len(set(names)) < len(names):
+        again = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"targets: {again} is given more than once")
     where = {str(name): number for number, name in enumerate(campaign.data.item_ids.tolist())}
     drawn = len(names) == 1 and names[0] not in where and names[0] not in PUBLISHED
     if campaign.count is not None and not drawn:
@@ -95,7 +124,12 @@ def _targets(campaign: Campaign, case: Case, seed: int):
             f"targets: {campaign.data.name} has no item {', '.join(missing)} (ids as in the file)"
         )
     count = 5 if campaign.count is None else campaign.count
-    return pick_targets(case.train, names[0], count if drawn else len(PUBLISHED[names[0]]), seed)
+    try:
+        return pick_targets(case.train, names[0], count if drawn else len(PUBLISHED[names[0]]), seed)
+    except ValueError as problem:
+        raise ValueError(
+            f"targets={campaign.targets!r}: no item of {campaign.data.name} has this id, and as a set: {problem}"
+        ) from problem
 
 
 def run(
@@ -153,6 +187,26 @@ def facts_of(data: Dataset | None) -> dict[str, Any]:
     return {"name": data.name, **{name: fact for name, fact in data.provenance.items() if name != "file"}}
 
 
+def check_same(path: Path, spec: Mapping[str, Any], data: Dataset | None) -> None:
+    """Refuse saved profiles of other data.
+
+    Args:
+        path: of the profiles, for the message.
+        spec: what they were made with, `meta["spec"]` of the file.
+        data: the data set at hand.
+
+    Raises:
+        ValueError: names what differs.
+    """
+    now = plain(facts_of(data))
+    differs = [name for name in sorted({*now, *spec["data"]}) if now.get(name) != spec["data"].get(name)]
+    if differs:
+        pairs = "; ".join(
+            f"{name}: {spec['data'].get(name)!r} then, {now.get(name)!r} now" for name in differs
+        )
+        raise ValueError(f"{path} was made on other data: {pairs}. Give the data options it was made with")
+
+
 def judge_again(
     path: Path,
     data: Dataset | None,
@@ -170,16 +224,11 @@ def judge_again(
     """
     profiles, meta = Profiles.load(path)
     spec = meta["spec"]
-    now = plain(facts_of(data))
-    differs = [name for name in sorted({*now, *spec["data"]}) if now.get(name) != spec["data"].get(name)]
-    if differs:
-        pairs = "; ".join(
-            f"{name}: {spec['data'].get(name)!r} then, {now.get(name)!r} now" for name in differs
-        )
-        raise ValueError(f"{path} was made on other data: {pairs}. Give the data options it was made with")
+    check_same(path, spec, data)
     length = int(spec["k"] if k is None else k)
+    check_length(length, profiles.items)
     seed = spec["seed"]
-    again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], length, (seed,))  # type: ignore[arg-type]
+    again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], length, (seed,))  # pyright: ignore[reportArgumentType]
     case = case_of(again, seed)
     if np.asarray(case.targets).tolist() != meta["targets"]:
         raise ValueError(

@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -22,7 +22,7 @@ import attacks
 from attacks.driver import describe
 from bilevel.atomic import plain
 from experiments import report
-from experiments.campaign import Campaign, case_of, facts_of
+from experiments.campaign import Campaign, case_of, check_same, facts_of
 from experiments.pipeline import Case, measured, profile_facts
 from experiments.record import Record, Records
 from models.data import Dataset, Interactions, Profiles, inject
@@ -48,7 +48,7 @@ def run(
     Args:
         plan: data, attack, the one victim, targets and seeds.
         defenses: trainers by the name they were given, from `experiments.names.defense`.
-        out: folder of `records/`.
+        out: folder of `records/`, and of `profiles/` and `snapshots/` of what is crafted.
         profiles: file of fake users made before, in place of `plan.attack`, which nobody looks at then; None: craft.
         progress: show a bar for each craft.
         say: told one line a stage.
@@ -66,7 +66,8 @@ def run(
         record = records.get(spec)
         if record is None:
             say(f"seed {seed}: {'reading' if profiles else 'crafting'} the fake users")
-            fakes = load(profiles, case) if profiles else _crafted(plan, case, progress)
+            stem = records.path(spec).stem
+            fakes = load(profiles, case) if profiles else _crafted(plan, case, spec, out, stem, progress)
             source = {"profiles": profiles.name} if profiles else {}
             records.put(spec, source | judged(plan, case, fakes, defenses, say))
             record = records.get(spec)
@@ -123,22 +124,45 @@ def load(path: Path, case: Case) -> Profiles:
     return profiles
 
 
-def targets_of(path: Path, data: Dataset) -> str:
-    """The targets of saved fake users by their names in the data, as `Campaign.targets`.
+class Made(NamedTuple):
+    """What saved fake users were made with; split and seed are None where the file does not say."""
+
+    targets: str
+    split: str | None
+    seed: int | None
+
+
+def made_with(path: Path, data: Dataset) -> Made:
+    """The targets of saved fake users by their names in the data, as `Campaign.targets`, and their split and seed.
 
     Raises:
-        ValueError: targets that the data do not have.
+        ValueError: not a file of fake users, or one made on other data.
     """
-    targets = np.asarray(Profiles.load(path)[0].targets)
+    profiles, meta = Profiles.load(path)
+    spec = meta.get("spec")
+    if spec is not None:
+        check_same(path, spec, data)
+    targets = np.asarray(profiles.targets)
     if targets.size and targets.max() >= len(data.item_ids):
         raise ValueError(
             f"{path} has the target {targets.max()}, but the data have {len(data.item_ids)} items: "
             "give the data options it was made with"
         )
-    return ",".join(map(str, data.item_ids[targets].tolist())) or "none"
+    names = list(map(str, data.item_ids[targets].tolist()))
+    theirs = list(map(str, meta.get("target_names", names)))
+    if theirs != names:
+        raise ValueError(
+            f"{path} was made for the targets {', '.join(theirs)}, which these data have as {', '.join(names)}: "
+            "they are other data; give the data options it was made with"
+        )
+    told = {} if spec is None else spec
+    return Made(",".join(names) or "none", told.get("split"), told.get("seed"))
 
 
-def _crafted(plan: Campaign, case: Case, progress: bool) -> Profiles:
+def _crafted(
+    plan: Campaign, case: Case, spec: dict[str, Any], out: Path, stem: str, progress: bool
+) -> Profiles:
+    """Craft, go on from a killed run's last snapshot, and keep what was made."""
     done = attacks.run(
         plan.attack,
         case.keys["attack"],
@@ -146,7 +170,13 @@ def _crafted(plan: Campaign, case: Case, progress: bool) -> Profiles:
         case.targets,
         test=case.test if plan.attack.tests else None,
         progress=progress,
+        store=out / "snapshots" / stem,
     )
+    path = out / "profiles" / f"{stem}.npz"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    targets = np.asarray(case.targets).tolist()
+    names = targets if plan.data is None else plan.data.item_ids[targets].tolist()
+    done.profiles.save(path, {"spec": spec, "targets": targets, "target_names": names})
     return done.profiles
 
 
@@ -194,7 +224,7 @@ def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path 
             for metric in ("hr_any", test)
         )
         rows.append([defense, str(len(records)), *target, _improvement(values, defense, defenses), *kept])
-    source = f"attack {plan.attack.name}" if profiles is None else f"fake users of the file {profiles.name}"
+    source = f"fake users of the file {profiles.name}" if profiles else f"attack {plan.attack.name}"
     notes = [
         "mean [95% bootstrap interval] over seeds; HR: share of real users with a target in their list (hr_any)",
         "RI: share of the attack's effect on the undefended model that is gone; 1 is all of it",

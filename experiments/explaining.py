@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -17,13 +17,14 @@ import bilevel
 from bilevel.atomic import atomic_write, plain
 from bilevel.devices import environment, peak_rss
 from experiments import report
+from experiments.record import Records
 from experiments.training import Training, ids_of, parts_of, spec_of, trained
 from models import registry
 from models.data import Dataset, Interactions
 from models.explain import Explanations, Verified, counterfactual, verify
 from models.explain.counterfactual import Method
-from models.explain.fia import Variant
-from models.train import top_k
+from models.explain.fia import Variant, variant_of
+from models.train import Fitted, begin, top_k
 
 
 class Asking(NamedTuple):
@@ -51,11 +52,11 @@ class Asking(NamedTuple):
 
 
 def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]) -> dict[str, Any]:
-    """Train (or read what is in the folder), explain, verify, write; gives back the record.
+    """Train, explain, verify, each unless the folder holds it already; write, and give back the record.
 
     Args:
         asking: what is asked.
-        out: folder for `model.npz`, `explanations.json` and `explanations.png`.
+        out: folder for `model.npz`, `explanations.json` and `explanations.png`, and `records/` of all that was asked.
         progress: show a bar.
         say: told one line a stage.
 
@@ -65,18 +66,24 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
     plan = asking.training
     parts = parts_of(plan)
     who = _users(plan.data, parts.train, asking)
+    _check(asking, parts.train)
     fitted, _ = trained(plan, parts, out, progress=progress, say=say)
-    items = None
-    if asking.rank is not None:
-        items = np.asarray(top_k(fitted, jnp.asarray(who), asking.k, exclude=parts.train))[:, asking.rank - 1]
-    say(f"explaining {len(who)} recommendations")
-    began = time.perf_counter()
-    asked = counterfactual(
-        fitted, parts.train, who, items, k=asking.k, method=asking.method, variant=asking.variant
-    )
-    seconds, seen = time.perf_counter() - began, None
-    if asking.seeds:
-        say(f"training {asking.seeds} times without each of {int(asked.found.sum())} sets")
+    records = Records(out / "records")
+    spec = _spec(asking)
+    question = {"study": "sets"} | {
+        name: value for name, value in spec.items() if name not in ("seeds", "epochs")
+    }
+
+    def explain() -> Explanations:
+        items = None
+        if asking.rank is not None:
+            best = top_k(fitted, jnp.asarray(who), asking.k, exclude=parts.train)
+            items = np.asarray(best)[:, asking.rank - 1]
+        say(f"explaining {len(who)} recommendations, after a compilation")
+        options: dict[str, Any] = {"k": asking.k, "method": asking.method, "variant": asking.variant}
+        return counterfactual(fitted, parts.train, who, items, **options)
+
+    def check(asked: Explanations) -> Verified:
         model, start = plan.model, None
         if asking.epochs is not None:
             model, start = (
@@ -84,7 +91,15 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
                 fitted.params,
             )
         key = jax.random.fold_in(jax.random.key(plan.seed), 2)
-        seen = verify(model, parts.train, asked, key, seeds=asking.seeds, params0=start)
+        told = lambda done, of: say(f"  {done} of {of} trainings without a set")
+        return verify(model, parts.train, asked, key, seeds=asking.seeds, params0=start, tell=told)
+
+    began = time.perf_counter()
+    asked = _once(records, question, Explanations, explain)
+    seconds, seen = time.perf_counter() - began, None
+    if asking.seeds:
+        say(f"training {asking.seeds} times without each of {int(asked.found.sum())} sets")
+        seen = _once(records, {"study": "verified", **spec}, Verified, lambda: check(asked))
     record = _record(asking, asked, seen, seconds)
     with atomic_write(out / "explanations.json") as file:
         file.write(json.dumps(plain(record), indent=1, sort_keys=True).encode())
@@ -92,6 +107,51 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
     _draw(asking, asked, seen, out)
     sys.stdout.write(f"written: {out / 'explanations.json'}, {out / 'explanations.png'}\n")
     return record
+
+
+Answer = TypeVar("Answer", Explanations, Verified)
+
+
+def _once(
+    records: Records, spec: Mapping[str, Any], kind: type[Answer], make: Callable[[], Answer]
+) -> Answer:
+    """What was found before for the same question, or what `make` finds now, kept."""
+    record = records.get(spec)
+    if record is None:
+        began = time.perf_counter()
+        found = make()
+        records.put(spec, found._asdict(), seconds=time.perf_counter() - began)
+        return found
+    return kind(*(_array(record.result[name], name) for name in kind._fields))
+
+
+def _array(value: Any, name: str) -> Any:
+    """A field of an answer as it was before it became JSON."""
+    if name == "queries":
+        return value
+    kinds = {"found": bool, "confirmed": bool, "control": bool, "gap": float, "control_gap": float}
+    return np.asarray(value, kinds.get(name, np.int32))
+
+
+def _check(asking: Asking, train: Interactions) -> None:
+    """Refuse before the training what could not be explained after it.
+
+    Raises:
+        ValueError: a list as long as there are items; parameters, or a variant, that the recommender does not have.
+    """
+    spare = 0 if asking.rank is None else 1
+    if not 2 - spare <= asking.k <= train.items - spare:
+        raise ValueError(
+            f"k={asking.k}: expected {2 - spare} to {train.items - spare}, lists that leave an item to take a place"
+        )
+    if "attention" not in asking.method:
+        start = begin(asking.training.model, train, jax.random.key(0))
+        variant_of(Fitted(asking.training.model, start.params, start.data, start.x, None), asking.variant)
+
+
+def _spec(asking: Asking) -> dict[str, Any]:
+    rest = {name: value for name, value in asking._asdict().items() if name != "training"}
+    return {"training": spec_of(asking.training), **rest}
 
 
 def _users(data: Dataset, train: Interactions, asking: Asking) -> np.ndarray:
@@ -124,9 +184,8 @@ def _record(asking: Asking, asked: Explanations, seen: Verified | None, seconds:
                 row |= {"confirmed": bool(seen.confirmed[n]), "control": bool(seen.control[n])}
                 row |= {"gap": seen.gap[n].tolist(), "rank": (seen.rank[n] + 1).tolist()}
         rows.append(row)
-    rest = {name: value for name, value in asking._asdict().items() if name != "training"}
     return {
-        "spec": {"training": spec_of(asking.training), **rest},
+        "spec": _spec(asking),
         "explanations": rows,
         "queries": asked.queries,
         "seconds": seconds,

@@ -9,16 +9,21 @@ from __future__ import annotations
 import ast
 import difflib
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+import itertools
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
 
 import attacks
 from attacks.attack import Attack
+from attacks.threat import Goal
 from defenses import adversarial as at
 from defenses import apt, filtering
 from defenses.detectors import DETECTORS, OF_RATINGS
 from models import pcmf, registry
 from models.data import relations, sources
+from models.data.interactions import Track
 from models.recommender import Recommender
 from models.registry import nearest
 from models.train import fit
@@ -110,8 +115,13 @@ def _relations(name: str, data: Dataset | None, file: str | None) -> relations.R
     return relations.load(path, data.item_ids).relations
 
 
-def attack(text: str, **arguments: Any) -> Attack:
+def attack(text: str, *, box: Mapping[str, Any] | None = None, **arguments: Any) -> Attack:
     """An attack from `name[,argument=value...]`, and arguments of which those that are None are left out.
+
+    Args:
+        text: what it is; for a black-box attack with arguments of `attacks.environment` among its own.
+        box: arguments of the environment, which is then made around the recommender given as `environment`.
+        arguments: the attack's own.
 
     Raises:
         ValueError: unknown name, an argument the attack has no use for or that is given twice, or one it needs and
@@ -123,22 +133,66 @@ def attack(text: str, **arguments: Any) -> Attack:
     name, *changes = pieces(text)
     factory = ATTACKS[nearest("attack", name, ATTACKS)]
     given = {argument: value for argument, value in arguments.items() if value is not None}
+    around = {argument: value for argument, value in (box or {}).items() if value is not None}
     known = inspect.signature(factory).parameters
     for argument in given:
         if argument not in known:
             raise ValueError(f"attack {name!r} has no use for {argument!r}; it has: {', '.join(known)}")
-    for argument, value in (_assignment(change, name, factory) for change in changes):
-        if argument in given:
+    factories = (factory,) if box is None else (factory, attacks.environment)
+    for argument, value in (_assignment(change, name, *factories) for change in changes):
+        place = given if argument in known else around
+        if argument in place:
             raise ValueError(f"attack {name!r}: {argument!r} is given twice")
-        given[argument] = value
+        place[argument] = value
+    if box is not None:
+        given["environment"] = attacks.environment(given["environment"], **around)
     needed = [p.name for p in known.values() if p.default is p.empty and p.name not in given]
     if needed:
         raise ValueError(f"attack {name!r} needs {', '.join(needed)}")
     return factory(**given)
 
 
+def list_of_attacks() -> list[list[str]]:
+    """Of every attack: its name, first line, what it serves, and its arguments."""
+    rows = []
+    for name, factory in ATTACKS.items():
+        known = inspect.signature(factory).parameters.values()
+        arguments = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default}" for p in known)
+        rows.append([name, (inspect.getdoc(factory) or "").split("\n")[0], served(name), arguments])
+    return rows
+
+
+def served(name: str) -> str:
+    """Tracks and goals that an attack does not refuse, found by asking for each.
+
+    >>> served("bandwagon")
+    'explicit: promote, demote'
+    """
+    known = inspect.signature(ATTACKS[name]).parameters
+    found: dict[str, list[str]] = {}
+    for track, goal in itertools.product(get_args(Track) if "track" in known else (None,), get_args(Goal)):
+        asked: dict[str, Any] = {"fakes": 2, "track": track, "goal": goal}
+        asked |= {"clicks": 3} if track == "sequence" else {"budget": 3, "selected": 1}
+        asked |= {"ratings": (1, 5, 1)} if track == "explicit" else {}
+        asked |= {"environment": attacks.environment(registry.make("itempop"))}
+        asked |= (
+            {} if name == "hcars" else {"surrogate": registry.make("wrmf")}
+        )  # H-CARS has a surrogate of its own
+        try:
+            made = ATTACKS[name](
+                **{argument: value for argument, value in asked.items() if argument in known}
+            )
+        except (ValueError, TypeError):
+            continue
+        found.setdefault(made.threat.track, []).append(goal)
+    return "; ".join(f"{track}: {', '.join(goals)}" for track, goals in found.items())
+
+
 def defense(
-    text: str, model: Recommender, grid: tuple[float, float] | None = None
+    text: str,
+    model: Recommender,
+    grid: tuple[float, float] | None = None,
+    train: Interactions | None = None,
 ) -> Callable[[Interactions, Array], Fitted]:
     """`(data, key) -> fitted` behind a defense: `name[:preset or detector][,argument=value...]`.
 
@@ -146,9 +200,10 @@ def defense(
         text: "none", "at", "apt", "apt:ml-100k", "apt-rand", "pcmf" (in place of the model), or "filter:DETECTOR".
         model: what is defended.
         grid: largest rating and step of the data; None for clicks.
+        train: data like those to come, which the defense is checked against; None: not yet.
 
     Raises:
-        ValueError: unknown name, preset, detector or argument.
+        ValueError: unknown name, preset, detector or argument; a value out of its range; data that do not do.
 
     >>> from models.mf import mf
     >>> defense("at,epsilon=-1", mf())
@@ -167,9 +222,13 @@ def defense(
     if name == "filter":
         known = {**DETECTORS, **OF_RATINGS}
         detector = known[nearest("detector", what, known)]
+        filtering.flagged(np.zeros(1), **given)  # refuses a level now rather than after the attack
         return lambda data, key: fit(model, filtering.filtered(data, detector, **given)[0], key)
     if name.startswith("apt"):
-        return _apt(name, model, what, grid, given).fit
+        made = _apt(name, model, what, grid, given)
+        if train is not None:
+            made.check(train)
+        return made.fit
     robust = factory(**given) if name == "pcmf" else factory(model, **given)
     return lambda data, key: fit(robust, data, key)
 
@@ -213,9 +272,10 @@ def pieces(text: str) -> list[str]:
     return found
 
 
-def _assignment(text: str, owner: str, factory: Callable[..., Any]) -> tuple[str, Any]:
+def _assignment(text: str, owner: str, *factories: Callable[..., Any]) -> tuple[str, Any]:
+    """An argument of one of the factories and its value."""
     name, equals, value = text.partition("=")
-    known = list(inspect.signature(factory).parameters)
+    known = list(dict.fromkeys(p for factory in factories for p in inspect.signature(factory).parameters))
     if not equals:
         raise ValueError(f"{owner!r}: {text!r} is not argument=value")
     if name not in known:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from bilevel.atomic import plain
+from bilevel.devices import environment
 from experiments import report
 from experiments.campaign import Campaign
 from experiments.record import Record
@@ -51,27 +54,51 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
     report.show(
         f"{plan.attack.name} on {'toy' if plan.data is None else plan.data.name}", header, rows, notes
     )
-    picture = draw(records, plan, out)
-    (out / "table.md").write_text(
-        report.markdown(header, rows) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
-    )
+    write(out, "table.md", header, rows, notes)
     (out / "run.json").write_text(json.dumps({"records": [record._asdict() for record in records]}, indent=1))
+    picture = draw(records, plan, out)
     sys.stdout.write(f"written: {out / 'table.md'}, {picture}, {out / 'run.json'}, {out / 'profiles'}/\n")
+
+
+def write(out: Path, name: str, header: list[str], rows: list[list[str]], notes: list[str]) -> None:
+    """A table and its notes in markdown."""
+    text = report.markdown(header, rows) + "\n\n" + "\n".join(f"- {note}" for note in notes) + "\n"
+    (out / name).write_text(text)
+
+
+def present_again(path: Path, victims: dict[str, Any], k: int, out: Path) -> None:
+    """Saved profiles against other victims: table, figure and record, named by the profiles' file."""
+    header = ["victim", f"target HR@{k} clean", "attacked", f"test Recall@{k} clean", "attacked"]
+    rows = [
+        [name, *(f"{of[at][metric]:.4f}" for metric in ("hr_any", "recall") for at in ("clean", "attacked"))]
+        for name, of in victims.items()
+    ]
+    notes = [f"profiles: {path}; HR: share of real users with a target in their list, seen items excluded"]
+    report.show(f"{path}", header, rows, notes)
+    base = f"judged-{path.stem}"
+    write(out, f"{base}.md", header, rows, notes)
+    about = {"profiles": str(path), "k": k, "environment": environment()}
+    (out / f"{base}.json").write_text(json.dumps(plain(about | {"victims": victims}), indent=1))
+    made, axes = report.figure()
+    bars = [(victim, at) for victim in victims for at in ("clean", "attacked")]
+    names = [f"{victim}\n{at}" for victim, at in bars]
+    report.bars(axes[0, 0], names, [[victims[victim][at]["hr_any"]] for victim, at in bars])
+    axes[0, 0].set(ylabel=f"target HR@{k} of the victim")
+    picture = report.save(made, out / f"{base}.png")
+    sys.stdout.write(f"written: {out / base}.md, {picture}, {out / base}.json\n")
 
 
 def draw(records: list[Record], plan: Campaign, out: Path) -> Path:
     """The attack's history where it has one, and every victim before and after."""
-    learned = "target_hr" in records[0].result["history"]
-    made, axes = report.figure(1, 2 if learned else 1)
-    if learned:
+    told = [name for name in ("target_hr", "test_hr") if name in records[0].result["history"]]
+    made, axes = report.figure(1, 2 if told else 1)
+    if told:
         report.curves(
             axes[0, 0],
-            {
-                "target": [r.result["history"]["target_hr"] for r in records],
-                "test": [r.result["history"]["test_hr"] for r in records],
-            },
+            {name.removesuffix("_hr"): [r.result["history"][name] for r in records] for name in told},
         )
-        axes[0, 0].set(xlabel="outer step", ylabel=f"HR@{plan.attack.config['k']} of the surrogate")
+        of = plan.attack.config.get("k", plan.k)
+        axes[0, 0].set(xlabel="outer step", ylabel=f"HR@{of} of the surrogate")
         axes[0, 0].legend(frameon=False)
     names = [f"{victim}\n{at}" for victim in plan.victims for at in ("clean", "attacked")]
     heights = [

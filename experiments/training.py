@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from bilevel.atomic import atomic_write, plain
 from bilevel.devices import environment, peak_rss
 from experiments import report
-from experiments.campaign import facts_of
+from experiments.campaign import check_length, facts_of
 from models import saved
 from models.data import Dataset, Split, holdout_one, random_events, revadv_split
 from models.evaluation import evaluate
@@ -109,7 +109,10 @@ def run(
         ValueError: unknown users; a setting the data or the model have no use for.
     """
     parts = parts_of(plan)
-    who = None if users is None else ids_of(plan.data, users)  # before anything is trained
+    check_length(plan.k, parts.train.items)  # all of it before anything is trained
+    who = None if users is None else ids_of(plan.data, users)
+    if users is not None:
+        check_length(count, parts.train.items)
     fitted, record = trained(plan, parts, out, progress=progress, say=say)
     found = evaluate(Partial(Fitted.scores, fitted), parts.train, test=parts.test, k=plan.k)
     names = ("recall", "ndcg", "precision", "hr_test")

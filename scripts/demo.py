@@ -22,7 +22,7 @@ METHODS = ("random", "partial derivative", "tau = 5", "exact")
 MOVIELENS = (
     "python scripts/run_attack.py --data ml-100k --split rapu --targets ml-100k/rapu --attack revadv "
     "--surrogate wrmf:rapu-ml-surrogate --estimator truncated --tau 20 --fakes 0.03 --budget 100 "
-    "--projection topk --click-targets --victim wrmf:rapu-ml-victim"
+    "--projection topk --click-targets yes --victim wrmf:rapu-ml-victim"
 )
 
 

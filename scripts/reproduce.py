@@ -50,6 +50,7 @@ def main(
     from experiments.papers import STUDIES
     from experiments.record import Records
     from experiments.study import work
+    from models.registry import nearest
 
     if list or not study:
         rows = [
@@ -59,7 +60,10 @@ def main(
         report.show("studies", ["name", "what", "cells", "minutes (full / quick)"], rows)
         return
     if study not in STUDIES:
-        raise SystemExit(f"no study {study!r}; there are: {', '.join(STUDIES)}")
+        try:
+            nearest("study", study, STUDIES)
+        except ValueError as problem:
+            raise SystemExit(f"reproduce: {problem}") from problem
     chosen = STUDIES[study]
     base = ROOT / "runs" / "quick" if quick else None
     store = Records(records or (base / study if base else ROOT / "experiments" / "records" / study))
@@ -74,7 +78,12 @@ def main(
     wanted = {store.path(spec) for spec in chosen.cells(quick)}
     found = [record for record in store if store.path(record.spec) in wanted]
     if not found:
-        raise SystemExit(f"{study}: no records in {store.folder}; run it without --report-only first")
+        todo = (
+            "run it without --report-only first"
+            if report_only
+            else "no cell fitted into --hours, give it more"
+        )
+        raise SystemExit(f"{study}: no records in {store.folder}; {todo}")
     made = chosen.report(found, folder)
     partial = (
         f" (partial: {len(found)} of {len(wanted)} cells)"

@@ -6,12 +6,15 @@
     # MovieLens-100K, five seeds, 3% fake users with 100 fillers and the five published targets
     python scripts/run_attack.py --data ml-100k --split rapu --targets ml-100k/rapu --seeds 5 \\
         --attack revadv --surrogate wrmf:rapu-ml-surrogate --estimator truncated --tau 20 \\
-        --fakes 0.03 --budget 100 --projection topk --click-targets --victim wrmf:rapu-ml-victim
+        --fakes 0.03 --budget 100 --projection topk --click-targets yes --victim wrmf:rapu-ml-victim
 
     # your own file: clicks are ratings of 4 and more, targets are five items of the most popular 5%
     python scripts/run_attack.py --data ratings.csv --positive-from 4 --targets head \\
         --user-column uid --item-column movie --rating-column stars \\
         --attack top-popular --fakes 20 --budget 30
+
+    # every attack, what it serves and its arguments
+    python scripts/run_attack.py --attacks
 
     # ratings, and a victim that learns from ratings
     python scripts/run_attack.py --data ml-100k --track explicit --split one --targets ml-100k/rapu \\
@@ -24,36 +27,26 @@ name are read from BILEVEL_DATA or downloaded.
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.reading import Reading, choose_device, fakes_of, grid_of, plainly, teller
+
 
 @dataclass
-class Options:
+class Options(Reading):
     """Options of a run; an option that the attack has no use for is an error."""
 
     data: str = "toy"
     """toy, a name such as ml-100k, or a file (MovieLens u.data, RecBole .inter, CSV, TSV, also .gz)"""
-    user_column: str | None = None
-    """name of the file's user column, if it is not found by its usual names"""
-    item_column: str | None = None
-    """name of the item column"""
-    rating_column: str | None = None
-    """name of the rating column"""
-    separator: str | None = None
-    """column separator, if it is not to be detected"""
-    positive_from: float | None = None
-    """ratings of at least this are clicks; default: every rating is one"""
     track: Literal["implicit", "explicit", "sequence"] = "implicit"
     """what is read from the data and written by the attack: clicks, ratings, or clicks in their order"""
     split: Literal["revadv", "rapu", "last", "one"] | None = None
-    """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events; last: the last
-    event of each user; one: a random one"""
+    """revadv (default): 20% of each user's events are held out; rapu: 80/10/10 over all events;
+    last: the last event of each user; one: a random one"""
     targets: str | None = None
     """item ids as in the file (12,40), a stratum (head, upper_torso, lower_torso, tail, ...), a published set such as
     ml-100k/rapu, or none (an attack on availability); default head"""
@@ -61,8 +54,11 @@ class Options:
     """targets drawn from a stratum, default 5"""
 
     attack: str = "revadv"
-    """name[,argument=value...], such as revadv, random,target_mode=split or tna; an unknown name prints them all.
-    Black-box attacks (poisonrec, appgrad) try their luck against the first --victim"""
+    """name[,argument=value...], such as revadv or random,target_mode=split, see --attacks. Black-box attacks (for
+    --track sequence) try their luck against the first --victim and take arguments of attacks.environment too, such as
+    poisonrec,candidates=20"""
+    attacks: bool = False
+    """print every attack with what it serves and its arguments, and stop"""
     goal: Literal["promote", "demote", "availability"] | None = None
     """what for, default promote; an attack that cannot serve it says so"""
     preset: str | None = None
@@ -93,13 +89,13 @@ class Options:
     """outer learning rate eta"""
     momentum: float | None = None
     """outer momentum"""
-    click_targets: bool | None = None
+    click_targets: Literal["yes", "no"] | None = None
     """every fake user clicks every target"""
 
     victim: list[str] = field(default_factory=lambda: ["wrmf"])
     """recommenders under attack, as --surrogate"""
     k: int | None = None
-    """list length of every metric; default 50, or the preset's own"""
+    """list length of every metric, at most the items; default 50, or the preset's own"""
     seed: int | None = None
     """the first seed, default 0"""
     seeds: int | None = None
@@ -111,27 +107,40 @@ class Options:
     """where to run"""
     out: Path = Path("runs/attack")
     """folder for everything that is written; the same folder continues a run"""
-    block: int = 1
-    """outer steps between two snapshots"""
+    block: int | None = None
+    """outer steps between two snapshots, default 1"""
     quiet: bool = False
     """no progress"""
 
 
 def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Craft, judge, report."""
-    if options.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    choose_device(options.device)
+    if options.attacks:
+        list_attacks()
+        return
     from experiments import campaign as campaigns
     from experiments.outcome import present
 
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    say = teller(options.quiet)
     if options.profiles is not None:
         again(options.profiles, options, say)
         return
     plan = campaign_of(options)
+    block = 1 if options.block is None else options.block
+    if block < 1:
+        raise ValueError(f"--block {block}: expected at least 1 step")
     options.out.mkdir(parents=True, exist_ok=True)
-    records = campaigns.run(plan, options.out, block=options.block, progress=not options.quiet, say=say)
+    records = campaigns.run(plan, options.out, block=block, progress=not options.quiet, say=say)
     present(records, plan, options.out)
+
+
+def list_attacks() -> None:
+    """Every attack with its first line, the tracks and goals it serves, and its arguments."""
+    from experiments.names import list_of_attacks
+    from experiments.report import show
+
+    show("attacks", ["name", "what", "tracks", "goals", "arguments"], list_of_attacks())
 
 
 ATTACK = (
@@ -147,7 +156,7 @@ ATTACK = (
     "momentum",
     "learning_rate",
 )
-CRAFTING = (*ATTACK, "click_targets", "preset", "fakes", "split", "targets", "target_count", "seed", "seeds")
+REST = ("click_targets", "preset", "fakes", "split", "targets", "target_count", "seed", "seeds", "block")
 
 
 def campaign_of(options: Options) -> Any:
@@ -155,7 +164,9 @@ def campaign_of(options: Options) -> Any:
     from experiments import names
     from experiments.campaign import Campaign, check
 
-    data = read(options)
+    data = None if options.data == "toy" else options.read()
+    if data is None:
+        _check_toy(options)
     attack = attack_of(options, data)
     seeds = 1 if options.seeds is None else options.seeds
     if seeds < 1:
@@ -168,7 +179,7 @@ def campaign_of(options: Options) -> Any:
         targets=options.targets or ("toy" if data is None else "head"),
         count=options.target_count,
         split=options.split,
-        k=options.k or attack.config.get("k", 50),
+        k=attack.config.get("k", 50) if options.k is None else options.k,
         seeds=tuple(range(first, first + seeds)),
     )
     check(plan)
@@ -177,19 +188,20 @@ def campaign_of(options: Options) -> Any:
 
 def attack_of(options: Options, data: Any) -> Any:
     """The attack, with the options it was given and no other."""
-    import attacks
+    from attacks import revadv_preset
     from experiments import names
 
-    given = {name: getattr(options, name) for name in (*ATTACK, "click_targets")}
-    given |= {"fakes": _fakes(options.fakes)}
-    if options.track != "implicit" and names.has(options.attack, "track"):
+    given = {name: getattr(options, name) for name in ATTACK}
+    given |= {"fakes": fakes_of(options.fakes)}
+    given["click_targets"] = {"yes": True, "no": False, None: None}[options.click_targets]
+    if names.has(options.attack, "track"):
         given["track"] = options.track
-    if options.track == "explicit" and names.has(options.attack, "ratings"):
-        given["ratings"] = ratings_of(data)
-    if names.has(options.attack, "k"):
-        given["k"] = options.k
+    if data is not None and options.track == "explicit" and names.has(options.attack, "ratings"):
+        given["ratings"] = grid_of(data)
     if names.has(options.attack, "environment"):
-        given["environment"] = attacks.environment(names.recommender(options.victim[0], data))
+        given |= {"environment": names.recommender(options.victim[0], data), "box": {"k": options.k}}
+    elif names.has(options.attack, "k"):
+        given["k"] = options.k
     models = [names.recommender(text, data) for text in options.surrogate]
     surrogate: Any = models[0] if len(models) == 1 else models or None
     if options.preset is None:
@@ -199,82 +211,34 @@ def attack_of(options: Options, data: Any) -> Any:
     if len(models) > 1:
         raise ValueError(f"--preset {options.preset} has one surrogate; leave the preset out for an ensemble")
     changes = {name: value for name, value in given.items() if value is not None}
-    return attacks.revadv_preset(options.preset, surrogate=surrogate, **changes)
+    return revadv_preset(options.preset, surrogate=surrogate, **changes)
 
 
-def read(options: Options) -> Any:
-    """The data set; None for the toy."""
-    from models.data import load
-
-    columns: dict[str, Any] = {
-        "user": options.user_column,
-        "item": options.item_column,
-        "rating": options.rating_column,
-    }
-    columns |= {"sep": options.separator, "threshold": options.positive_from}
-    if options.track == "sequence":
-        columns["track"] = "sequence"
-    given = {name: value for name, value in columns.items() if value is not None}
-    if options.data == "toy":
-        if given:
-            raise ValueError(f"--data toy is drawn from the seed and has no use for {', '.join(given)}")
-        if options.track != "implicit":
-            raise ValueError(f"--data toy has clicks only, not --track {options.track}")
-        return None
-    found = load(options.data, **given)
-    if options.track == "implicit" and found.interactions.track == "explicit":
-        return found.binarize("all")
-    if found.interactions.track != options.track:
-        raise ValueError(
-            f"--track {options.track}: {options.data} has {found.interactions.track} data only; "
-            + ("give a file with ratings" if options.track == "explicit" else "leave --track out")
-        )
-    return found
-
-
-def ratings_of(data: Any) -> tuple[float, float, float]:
-    """The grid of the ratings in the data: lowest, highest, and the smallest step between two."""
-    import numpy as np
-
-    events = data.interactions
-    levels = np.unique(np.asarray(events.weight)[events.real()])
-    step = float(np.diff(levels).min()) if len(levels) > 1 else float(levels[0])
-    return float(levels[0]), float(levels[-1]), step
+def _check_toy(options: Options) -> None:
+    """Refuse what the toy data have no use for."""
+    if options.given():
+        raise ValueError(f"--data toy is drawn from the seed and has no use for {', '.join(options.given())}")
+    if options.track != "implicit":
+        raise ValueError(f"--data toy has clicks only, not --track {options.track}")
 
 
 def again(path: Path, options: Options, say) -> None:
     """Judge saved profiles against other victims, on the data, split and targets they were made for."""
     from experiments import names
     from experiments.campaign import judge_again
-    from experiments.report import show
+    from experiments.outcome import present_again
 
-    extra = [name for name in CRAFTING if getattr(options, name) is not None]
+    extra = [name for name in (*ATTACK, *REST) if getattr(options, name) is not None]
     if extra or options.surrogate or options.attack != "revadv":
         named = ", ".join(extra or ["attack or surrogate"])
         raise ValueError(f"--profiles judges what was crafted before and has no use for {named}")
-    data = read(options)
+    data = None if options.data == "toy" else options.read()
     victims = {text: names.recommender(text, data) for text in options.victim}
     found, k = judge_again(path, data, victims, options.k, say)
-    rows = []
-    for name in victims:
-        rates = [found[name][at][m] for m in ("hr_any", "recall") for at in ("clean", "attacked")]
-        rows.append([name, *(f"{rate:.4f}" for rate in rates)])
-    header = ["victim", f"target HR@{k} clean", "attacked", f"test Recall@{k} clean", "attacked"]
-    show(f"{path}", header, rows)
-
-
-def _fakes(value: float | None) -> int | float | None:
-    if value is None or 0 < value < 1:
-        return value
-    if value != int(value) or value < 1:
-        raise ValueError(
-            f"--fakes {value}: expected a whole number of fake users, or a fraction between 0 and 1"
-        )
-    return int(value)
+    options.out.mkdir(parents=True, exist_ok=True)
+    present_again(path, found, k, options.out)
 
 
 if __name__ == "__main__":
-    try:
+    with plainly("run_attack"):
         main(tyro.cli(Options, description=__doc__))
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as problem:
-        sys.exit(f"run_attack: {problem}")

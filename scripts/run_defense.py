@@ -20,36 +20,24 @@ goes into --out: a JSON record a seed, table.md, figure.png. The same command co
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.reading import Reading, choose_device, fakes_of, grid_of, plainly, teller
+
 
 @dataclass
-class Options:
+class Options(Reading):
     """Options of a run."""
 
-    data: str = "ml-100k"
-    """a name such as ml-100k, or a file (MovieLens u.data, RecBole .inter, CSV, TSV, also .gz)"""
-    user_column: str | None = None
-    """name of the file's user column, if it is not found by its usual names"""
-    item_column: str | None = None
-    """name of the item column"""
-    rating_column: str | None = None
-    """name of the rating column"""
-    separator: str | None = None
-    """column separator, if it is not to be detected"""
-    positive_from: float | None = None
-    """ratings of at least this are clicks; default: every rating is one"""
     track: Literal["implicit", "explicit"] = "implicit"
     """what is read from the data and written by the attack: clicks or ratings"""
     split: Literal["revadv", "rapu", "one"] | None = None
-    """revadv (default): 20%% of each user's events are held out; rapu: 80/10/10 over all events; one: a random event
-    of each user"""
+    """revadv (default): 20% of each user's events are held out; rapu: 80/10/10 over all events; one: a random event of
+    each user; of --profiles: theirs"""
     targets: str | None = None
     """item ids as in the file (12,40), a stratum (head, tail, ...), or a published set such as ml-100k/apt; default:
     head, or those of --profiles"""
@@ -73,8 +61,8 @@ class Options:
 
     k: int = 50
     """list length of every metric"""
-    seed: int = 0
-    """the first seed; decides split, targets, fake users and training"""
+    seed: int | None = None
+    """the first seed; decides split, targets, fake users and training; default 0, or that of --profiles"""
     seeds: int = 1
     """how many repetitions"""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
@@ -87,12 +75,10 @@ class Options:
 
 def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Attack, defend, judge, report."""
-    if options.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    choose_device(options.device)
     from experiments import defended, names
     from experiments.campaign import Campaign, check
 
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1")
     unused = [
@@ -101,62 +87,44 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     if options.profiles is not None and unused:
         asked = ", ".join(f"--{name}" for name in unused)
         raise ValueError(f"{asked}: no attack is run beside --profiles; leave out the one or the other")
-    data = read(options)
-    targets = options.targets
-    if targets is None:
-        targets = "head" if options.profiles is None else defended.targets_of(options.profiles, data)
-    grid = ratings_of(data) if options.track == "explicit" else None
+    data = options.read()
+    made = None if options.profiles is None else defended.made_with(options.profiles, data)
+    split, first, targets = options.split, options.seed, options.targets
+    if made is not None:
+        if split is not None and made.seed is not None and split != (made.split or "revadv"):
+            raise ValueError(
+                f"--split {split}: the fake users were made from the training part of {made.split or 'revadv'}, and "
+                "would have seen test events of this one; leave it out"
+            )
+        split = made.split if split is None else split
+        first = made.seed if first is None else first
+        targets = made.targets if targets is None else targets
+    first = first or 0
+    grid = grid_of(data) if options.track == "explicit" else None
     model = names.recommender(options.model, data)
     pair = None if grid is None else grid[1:]
-    defenses = {text: names.defense(text, model, pair) for text in options.defense}
+    defenses = {text: names.defense(text, model, pair, data.interactions) for text in options.defense}
     plan = Campaign(
         data=data,
-        attack=attack_of(options, data, grid) if options.profiles is None else None,  # type: ignore[arg-type]
+        attack=None if options.profiles else attack_of(options, data, grid),  # pyright: ignore[reportArgumentType]
         victims={options.model: model},
-        targets=targets,
+        targets="head" if targets is None else targets,
         count=options.target_count,
-        split=options.split,
+        split=split,
         k=options.k,
-        seeds=tuple(range(options.seed, options.seed + options.seeds)),
+        seeds=tuple(range(first, first + options.seeds)),
     )
     check(plan)
     options.out.mkdir(parents=True, exist_ok=True)
     records = defended.run(
-        plan, defenses, options.out, profiles=options.profiles, progress=not options.quiet, say=say
+        plan,
+        defenses,
+        options.out,
+        profiles=options.profiles,
+        progress=not options.quiet,
+        say=teller(options.quiet),
     )
     defended.present(records, plan, options.out, profiles=options.profiles)
-
-
-def read(options: Options) -> Any:
-    """The data set, on the track that was asked for."""
-    from models.data import load
-
-    columns: dict[str, Any] = {
-        "user": options.user_column,
-        "item": options.item_column,
-        "rating": options.rating_column,
-        "sep": options.separator,
-        "threshold": options.positive_from,
-    }
-    found = load(options.data, **{name: value for name, value in columns.items() if value is not None})
-    if options.track == "implicit" and found.interactions.track == "explicit":
-        return found.binarize("all")
-    if found.interactions.track != options.track:
-        raise ValueError(
-            f"--track {options.track}: {options.data} has {found.interactions.track} data only; "
-            "give a file with ratings"
-        )
-    return found
-
-
-def ratings_of(data: Any) -> tuple[float, float, float]:
-    """The grid of the ratings in the data: lowest, highest, and the smallest step between two."""
-    import numpy as np
-
-    events = data.interactions
-    levels = np.unique(np.asarray(events.weight)[events.real()])
-    step = float(np.diff(levels).min()) if len(levels) > 1 else float(levels[0])
-    return float(levels[0]), float(levels[-1]), step
 
 
 def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | None) -> Any:
@@ -164,10 +132,7 @@ def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | No
     from experiments import names
 
     attack = "random" if options.attack is None else options.attack
-    asked = 0.03 if options.fakes is None else options.fakes
-    fakes = asked if 0 < asked < 1 else int(asked)
-    if fakes != asked or fakes <= 0:
-        raise ValueError(f"--fakes {asked}: expected a whole number, or a fraction between 0 and 1")
+    fakes = fakes_of(0.03 if options.fakes is None else options.fakes)
     given: dict[str, Any] = {"fakes": fakes, "budget": 50 if options.budget is None else options.budget}
     if names.has(attack, "track"):
         given["track"] = options.track
@@ -181,7 +146,5 @@ def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | No
 
 
 if __name__ == "__main__":
-    try:
+    with plainly("run_defense"):
         main(tyro.cli(Options, description=__doc__))
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as problem:
-        sys.exit(f"run_defense: {problem}")

@@ -13,32 +13,30 @@
     # your own data; the model that run_training.py left in the folder is read
     python scripts/run_explain.py --data ratings.csv --positive-from 4 --model bpr,factors=32 --out runs/mine
 
-Written to --out: model.npz, explanations.json, explanations.png. Recommenders: python scripts/run_training.py --models.
+Written to --out: model.npz, explanations.json and explanations.png of the latest question, and a record of each. What
+was trained, found or verified before is read from there. Recommenders: python scripts/run_training.py --models.
 """
 
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
+from experiments.reading import Reading, choose_device, plainly, teller
+
 
 @dataclass
-class Options:
+class Options(Reading):
     """Options of an explanation."""
 
-    model: str = "bpr"
-    """name[:preset][,argument=value]"""
-    data: str = "ml-100k"
-    """a name such as ml-100k, or a file (MovieLens u.data, RecBole .inter, CSV, TSV, also .gz)"""
     track: Literal["implicit", "explicit"] = "implicit"
     """implicit: ratings become clicks; explicit: ratings are learned"""
-    positive_from: float | None = None
-    """ratings of at least this are clicks; default: every rating is one"""
+    model: str = "bpr"
+    """name[:preset][,argument=value]"""
     split: Literal["rapu", "revadv", "last", "one"] = "rapu"
     """as in run_training.py"""
     seed: int = 0
@@ -68,21 +66,15 @@ class Options:
 
 def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Train or read, explain, verify."""
-    if options.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    choose_device(options.device)
     if options.verify_epochs is not None and not options.verify:
         raise ValueError(f"--verify-epochs {options.verify_epochs} has no use without --verify")
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 on accelerators too
     from experiments import names
     from experiments.explaining import Asking, run
     from experiments.training import Training
-    from models.data import load
 
-    given: dict[str, Any] = {"threshold": options.positive_from}
-    given["track"] = "explicit" if options.track == "explicit" else None
-    data = load(options.data, **{name: value for name, value in given.items() if value is not None})
-    if options.track == "implicit" and data.interactions.track == "explicit":
-        data = data.binarize("all")
+    data = options.read()
     model = names.recommender(options.model, data)
     rest: dict[str, Any] = {"early": False, "metric": "ndcg", "every": 5, "patience": 5, "k": 20}
     plan = Training(data=data, model=model, split=options.split, seed=options.seed, **rest)
@@ -97,12 +89,9 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
         seeds=options.verify,
         epochs=options.verify_epochs,
     )
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
-    run(asking, options.out, progress=not options.quiet, say=say)
+    run(asking, options.out, progress=not options.quiet, say=teller(options.quiet))
 
 
 if __name__ == "__main__":
-    try:
+    with plainly("run_explain"):
         main(tyro.cli(Options, description=__doc__))
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as problem:
-        sys.exit(f"run_explain: {problem}")

@@ -23,53 +23,38 @@ is read instead of trained when model, data, split and seed are the same; a trai
 from __future__ import annotations
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import tyro
 
+from experiments.reading import Reading, choose_device, plainly, teller
+
 
 @dataclass
-class Options:
+class Options(Reading):
     """Options of a training."""
 
     model: str = "wrmf"
     """name[:preset][,argument=value], see --models"""
-    data: str = "ml-100k"
-    """a name such as ml-100k, or a file (MovieLens u.data, RecBole .inter, CSV, TSV, also .gz)"""
-    user_column: str | None = None
-    """name of the file's user column, if it is not found by its usual names"""
-    item_column: str | None = None
-    """name of the item column"""
-    rating_column: str | None = None
-    """name of the rating column"""
-    time_column: str | None = None
-    """name of the time column"""
-    separator: str | None = None
-    """column separator, if it is not to be detected"""
-    track: Literal["implicit", "explicit", "sequence"] = "implicit"
-    """implicit: ratings become clicks; explicit: ratings are learned; sequence: clicks in the order of time"""
-    positive_from: float | None = None
-    """ratings of at least this are clicks; default: every rating is one"""
     split: Literal["rapu", "revadv", "last", "one"] = "rapu"
-    """rapu: 80/10/10 over all events; revadv: 20%% of each user's events are held out; last: of each user the last
+    """rapu: 80/10/10 over all events; revadv: 20% of each user's events are held out; last: of each user the last
     event tests and the one before validates; one: a random event of each user tests"""
     early: bool = False
     """stop when the validation metric does, and keep the best parameters (needs a split with validation)"""
-    metric: Literal["ndcg", "recall", "hr_test", "precision"] = "ndcg"
-    """what --early watches"""
-    every: int = 5
-    """epochs between two checks of --early"""
-    patience: int = 5
-    """checks without a new best before --early stops"""
+    metric: Literal["ndcg", "recall", "hr_test", "precision"] | None = None
+    """what --early watches, default ndcg"""
+    every: int | None = None
+    """epochs between two checks of --early, default 5"""
+    patience: int | None = None
+    """checks without a new best before --early stops, default 5"""
     k: int = 20
     """list length of every metric"""
     seed: int = 0
     """decides split, initial parameters and batches"""
     recommend: str | None = None
-    """user ids as in the file, 17,42: print their recommendations"""
+    """user ids as in the file (17,42): print their recommendations"""
     count: int = 10
     """recommendations a user"""
     models: bool = False
@@ -84,42 +69,32 @@ class Options:
 
 def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Train or read, judge, recommend."""
-    if options.device != "auto":
-        os.environ["JAX_PLATFORMS"] = {"gpu": "cuda"}.get(options.device, options.device)
+    choose_device(options.device)
     os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")  # float32 on accelerators too
     if options.models:
         list_models()
         return
+    early = {name: getattr(options, name) for name in ("metric", "every", "patience")}
+    given = [name for name, value in early.items() if value is not None]
+    if given and not options.early:
+        raise ValueError(f"{', '.join(f'--{name}' for name in given)}: no use without --early")
     from experiments import names
     from experiments.training import Training, run
-    from models.data import load
 
-    track = {"explicit": "explicit", "sequence": "sequence"}.get(options.track)
-    given: dict[str, Any] = {
-        "user": options.user_column,
-        "item": options.item_column,
-        "rating": options.rating_column,
-        "time": options.time_column,
-        "sep": options.separator,
-        "threshold": options.positive_from,
-        "track": track,
-    }
-    data = load(options.data, **{name: value for name, value in given.items() if value is not None})
-    if options.track == "implicit" and data.interactions.track == "explicit":
-        data = data.binarize("all")
+    data = options.read()
     plan = Training(
         data=data,
         model=names.recommender(options.model, data),
         split=options.split,
         early=options.early,
-        metric=options.metric,
-        every=options.every,
-        patience=options.patience,
+        metric=options.metric or "ndcg",
+        every=5 if options.every is None else options.every,
+        patience=5 if options.patience is None else options.patience,
         k=options.k,
         seed=options.seed,
     )
     users = None if options.recommend is None else [name.strip() for name in options.recommend.split(",")]
-    say = (lambda text: None) if options.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    say = teller(options.quiet)
     run(plan, options.out, users=users, count=options.count, progress=not options.quiet, say=say)
 
 
@@ -141,7 +116,5 @@ def list_models() -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with plainly("run_training"):
         main(tyro.cli(Options, description=__doc__))
-    except (ValueError, TypeError, FileNotFoundError, ImportError) as problem:
-        sys.exit(f"run_training: {problem}")

@@ -10,6 +10,7 @@ No data set is redistributed with this project: what is not in the folder is ask
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import io
 import lzma
@@ -220,4 +221,6 @@ def _download(name: str, root: str | None) -> list[Piece]:
 
 
 def _unknown(name: str) -> str:
-    return f"no file and no data set named {name!r}; known: {', '.join(sorted(SOURCES))}"
+    near = difflib.get_close_matches(name, SOURCES, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    return f"no file and no data set named {name!r}; {hint}known: {', '.join(sorted(SOURCES))}"

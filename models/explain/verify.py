@@ -10,6 +10,7 @@ Many sets are trained at once: a removal is a mask over the events, all training
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -51,6 +52,7 @@ def verify(
     seeds: int = 5,
     params0: Any = None,
     together: int = 8,
+    tell: Callable[[int, int], Any] | None = None,
 ) -> Verified:
     """Train again without each set and compare the item with its replacement.
 
@@ -62,6 +64,7 @@ def verify(
         seeds: S >= 1 trainings of each set.
         params0: start from these parameters instead of fresh ones.
         together: trainings mapped over at once, >= 1; memory grows with it.
+        tell: called with the trainings done and how many there are, after each part of them.
 
     Raises:
         ValueError: a number outside its range.
@@ -82,7 +85,8 @@ def verify(
     chosen = {code: n for n, code in enumerate(codes) if found[n]}  # one training a set
     keys = jax.random.split(key, seeds)
     jobs = [(n, s) for n in chosen.values() for s in range(seeds)]
-    scored = _in_parts(model, train, masks, users, jobs, keys, params0, together)
+    tell = tell or (lambda done, of: None)
+    scored = _in_parts(model, train, masks, users, jobs, keys, params0, together, tell)
     again = dict(zip(jobs, scored, strict=True))
     asked = np.unique(users[found])
     plain = [np.asarray(_all(model, train, one, params0, jnp.asarray(asked))) for one in keys] if jobs else []
@@ -114,6 +118,7 @@ def _in_parts(
     keys: Key[Array, " S"],
     params0: Any,
     together: int,
+    tell: Callable[[int, int], Any],
 ) -> list[np.ndarray]:
     """Scores (I,) of the user of every job (set, seed), in parts of one size, so that there is one compilation."""
     scored: list[np.ndarray] = []
@@ -123,6 +128,7 @@ def _in_parts(
         rows = np.array((part + [part[-1]] * (size - len(part))), int)
         given = (jnp.asarray(masks[rows[:, 0]]), jnp.asarray(users[rows[:, 0]]), keys[rows[:, 1]])
         scored += list(np.asarray(_without(model, train, params0, *given))[: len(part)])
+        tell(len(scored), len(jobs))
     return scored
 
 

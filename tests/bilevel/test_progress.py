@@ -42,12 +42,12 @@ def test_a_line_says_how_long_it_takes(capfd, monkeypatch):
     monkeypatch.setattr(progress, "_console", lambda: None)
     with display(True, "x", ["hr"]) as tell:
         tell(Block(10, 40, 100.0, None, {}, 10))  # resumed: 100 s are of an earlier process
-        for done, seconds in [(11, 101.0), (12, 104.0), (20, 110.5), (21, 111.0)]:
+        for done, seconds in [(11, 103.0), (12, 104.0), (20, 110.5), (21, 111.0)]:
             tell(Block(done, 40, seconds, None, {"hr": jnp.array([0.1, 0.25])}, 10))
     assert capfd.readouterr().err.splitlines() == [
         "x: 10/40 steps, resumed at step 10, compiling",
-        "x: 12/40 steps, 1 min 44 s, 56.0 s left, hr 0.25",
-        "x: 20/40 steps, 1 min 50 s, 21.0 s left, hr 0.25",
+        "x: 11/40 steps, 1 min 43 s, hr 0.25",  # one block, which compiled, tells no pace
+        "x: 20/40 steps, 1 min 50 s, 16.7 s left, hr 0.25",
     ]
 
 

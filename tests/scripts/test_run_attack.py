@@ -74,8 +74,15 @@ def test_end_to_end_and_judged_again(table, tmp_path):
     again = run(*table, *SMALL, "--steps", "3", "--seeds", "2", "--out", str(out))
     assert again.stderr.count("done before") == 2
     assert {file.name: file.read_bytes() for file in files} == before
-    judged = run(*table, "--profiles", str(files[0]), "--victim", "als,sweeps=2,factors=4", "--k", "5")
+    victim = ["--victim", "als,sweeps=2,factors=4", "--k", "5"]
+    judged = run(*table, "--profiles", str(files[0]), *victim, "--out", str(tmp_path / "judged"))
     assert "als,sweeps=2" in judged.stdout.replace("\n", "")
+    record, table_, picture = (
+        next((tmp_path / "judged").glob(f"*.{kind}")) for kind in ("json", "md", "png")
+    )
+    assert set(json.loads(record.read_text())["victims"]) == {"als,sweeps=2,factors=4"}
+    assert "als,sweeps=2" in table_.read_text()
+    assert picture.stat().st_size > 1000
 
 
 @pytest.mark.parametrize(

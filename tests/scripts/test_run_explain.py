@@ -39,6 +39,12 @@ def test_explanations_are_written_and_verified(table, tmp_path):
     assert all(len(row["gap"]) == 2 and row["removed"] and row["replacement"] != row["item"] for row in found)
     assert all(row["confirmed"] == (sum(row["gap"]) < 0) for row in found)
     assert (tmp_path / "explanations.png").stat().st_size > 1000
+    again = call(*options, "--users", 6, "--verify", 2)  # nothing is trained, searched or verified twice
+    assert again.returncode == 0, again.stderr
+    assert "trained before" in again.stderr
+    assert "explaining" not in again.stderr
+    assert "without a set" not in again.stderr
+    assert json.loads((tmp_path / "explanations.json").read_text())["explanations"] == record["explanations"]
 
 
 @pytest.mark.slow

@@ -1,0 +1,175 @@
+"""Commands as people type them: what is documented parses, mistakes end before any work and in terms of options."""
+
+import importlib.util
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+import tyro
+
+import attacks
+from attacks import random
+from experiments import names, outcome
+from experiments.campaign import Campaign
+from experiments.reading import plainly
+from experiments.record import Record
+from models.data import Profiles
+from models.itempop import itempop
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = ("run_attack", "run_defense", "run_explain", "run_training")
+
+
+def load(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+MODULES = {name: load(name) for name in (*SCRIPTS, "demo")}
+
+
+def documented():
+    """Every command for one of the scripts, in the README and in the scripts' own words."""
+    texts = [(ROOT / "README.md").read_text(), MODULES["demo"].MOVIELENS]
+    texts += [MODULES[name].__doc__ for name in SCRIPTS]
+    for text in texts:
+        for script, rest in re.findall(r"python scripts/(\w+)\.py([^\n`]*)", text.replace("\\\n", " ")):
+            if script in SCRIPTS:
+                yield script, " ".join(rest.split("#")[0].rstrip(".").split())
+
+
+@pytest.mark.parametrize(("script", "arguments"), sorted(set(documented())))
+def test_a_documented_command_parses(script, arguments):
+    tyro.cli(MODULES[script].Options, args=shlex.split(arguments))
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory):
+    cells = np.argwhere(np.random.default_rng(0).random((30, 15)) < 0.5)
+    path = tmp_path_factory.mktemp("data") / "clicks.csv"
+    path.write_text("\n".join(["who,what,stars", *(f"u{u},i{i},{1 + (u + i) % 5}" for u, i in cells)]) + "\n")
+    return ["--data", str(path), "--user-column", "who", "--item-column", "what", "--rating-column", "stars"]
+
+
+def main(script, *arguments):
+    MODULES[script].main(tyro.cli(MODULES[script].Options, args=[*map(str, arguments), "--quiet"]))
+
+
+HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
+
+
+@pytest.mark.parametrize(
+    ("script", "given", "message"),
+    [
+        ("run_attack", (*HEURISTIC[:-1], 0), "k=0: expected a length of lists of 1 to 15"),
+        ("run_attack", (*HEURISTIC[:-1], 16), "k=16: expected a length of lists of 1 to 15"),
+        ("run_attack", HEURISTIC[:-2], "k=50: expected a length of lists of 1 to 15"),
+        ("run_attack", (*HEURISTIC, "--targets", "i1,i1"), "i1 is given more than once"),
+        ("run_attack", (*HEURISTIC, "--targets", "i99"), "no item of clicks.* has this id"),
+        ("run_attack", (*HEURISTIC, "--targets", ","), "expected ids"),
+        ("run_attack", (*HEURISTIC, "--target-count", 9), "no item .* has this id, and as a set: .*count=9"),
+        ("run_attack", (*HEURISTIC, "--block", 0), "--block 0"),
+        ("run_attack", ("--attack", "poisonrec", "--victim", "itempop", "--k", 5), "give --track sequence"),
+        ("run_attack", ("--attack", "tna", "--fakes", 3, "--budget", 2), "expected 'explicit'"),
+        (
+            "run_attack",
+            ("--attack", "hcars", "--surrogate", "wrmf", "--fakes", 3, "--budget", 2),
+            "logic of NCR",
+        ),
+        ("run_defense", ("--k", 5, "--defense", "filter:duplicate,level=5"), "level=5"),
+        ("run_defense", ("--k", 5, "--budget", 2, "--defense", "apt"), "items=400; the data have"),
+        ("run_defense", ("--k", 16, "--budget", 2), "k=16: expected a length"),
+        ("run_explain", ("--k", 15, "--rank", 1), "expected 1 to 14"),
+        ("run_explain", ("--k", 5, "--model", "itempop"), "itempop learns no parameters"),
+        ("run_training", ("--k", 16), "k=16: expected a length"),
+        ("run_training", ("--k", 5, "--recommend", "u1", "--count", 16), "k=16: expected a length"),
+        ("run_training", ("--k", 5, "--metric", "recall", "--patience", 2), "--metric, --patience: no use"),
+    ],
+)
+def test_a_mistake_ends_before_the_work(clicks, tmp_path, script, given, message):
+    own = {"--targets", "--target-count"} & set(given) or script in ("run_explain", "run_training")
+    targets = () if own else ("--targets", "i1,i2")
+    with pytest.raises((ValueError, TypeError), match=message):
+        main(script, *clicks, *targets, *given, "--out", tmp_path)
+    assert not list(tmp_path.rglob("*.npz"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_columns_are_found_by_option_and_missing_ones_are_named_as_options(clicks, tmp_path, script):
+    with pytest.raises(ValueError, match="--user-column"):
+        main(script, *clicks[:2], "--out", tmp_path)
+    with pytest.raises(FileNotFoundError, match="did you mean 'ml-100k'"):
+        main(script, "--data", "ml100k", "--out", tmp_path)
+
+
+def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SystemExit, match=r"run_attack: .*out"), plainly("run_attack"):
+        (tmp_path / "out").mkdir()
+
+
+def test_fake_users_of_other_data_are_not_judged(clicks, tmp_path):
+    """Numbers of items mean something else there: the names of the targets tell."""
+    profiles = Profiles.from_rows(np.eye(2, 15), [3], width=3)
+    profiles.save(tmp_path / "made.npz", {"targets": [3], "target_names": ["elsewhere"]})
+    with pytest.raises(ValueError, match="for the targets elsewhere, which these data have as i1"):
+        main("run_defense", *clicks, "--k", 5, "--profiles", tmp_path / "made.npz", "--out", tmp_path)
+
+
+def test_fake_users_of_another_split_are_not_judged(clicks, tmp_path):
+    main("run_attack", *clicks, *HEURISTIC, "--targets", "i1", "--victim", "itempop", "--out", tmp_path)
+    (file,) = (tmp_path / "profiles").glob("*.npz")
+    asked = ("--k", 5, "--model", "itempop", "--defense", "none", "--profiles", file, "--out", tmp_path / "d")
+    with pytest.raises(ValueError, match="made from the training part of revadv"):
+        main("run_defense", *clicks, *asked, "--split", "rapu")
+    main("run_defense", *clicks, *asked)
+    assert (tmp_path / "d" / "run.json").exists()
+
+
+def test_arguments_of_the_black_box_follow_those_of_the_attack():
+    given = {"fakes": 2, "environment": itempop()}
+    made = names.attack("poisonrec,candidates=7,clicks=4", box={"k": 3}, **given)
+    assert (made.config["environment"].config["candidates"], made.config["environment"].config["k"]) == (7, 3)
+    assert made.config["clicks"] == 4
+    with pytest.raises(ValueError, match="did you mean 'candidates'"):
+        names.attack("poisonrec,candidate=7", box={}, **given)
+
+
+def test_what_attacks_serve_is_found_by_asking_them():
+    rows = {row[0]: row for row in names.list_of_attacks()}
+    assert set(rows) == set(names.ATTACKS)
+    assert all(row[2] for row in rows.values()), "an attack that serves nothing"
+    assert rows["revadv"][2] == "implicit: promote, demote, availability"
+
+
+def test_a_history_without_a_test_metric_is_drawn(tmp_path):
+    at = {"hr_any": 0.5, "recall": 0.5}
+    result = {"history": {"target_hr": [0.1, 0.2]}, "victims": {"itempop": {"clean": at, "attacked": at}}}
+    plan = Campaign(None, random(fakes=2, budget=2), {"itempop": itempop()}, "toy", None, None, 5, (0,))
+    assert outcome.draw([Record({}, result, {})], plan, tmp_path).stat().st_size > 1000
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: attacks.hcars("wrmf", fakes=2, budget=3), "expected a Recommender"),
+        (lambda: attacks.environment("itempop"), "expected a Recommender"),
+        (
+            lambda: attacks.revadv("wrmf", fakes=2, threshold=0.1),
+            "surrogate is 'wrmf'; expected a Recommender",
+        ),
+        (lambda: attacks.revadv_preset("wrmf-sgd", surrogate="wrmf"), "surrogate is 'wrmf'"),
+        (lambda: attacks.average(fakes=2, budget=3, ratings=(1, 5)), r"expected \(low, high, step\)"),
+    ],
+)
+def test_a_name_or_a_pair_in_the_place_of_a_value_is_told(call, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        call()
