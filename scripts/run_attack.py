@@ -136,11 +136,11 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
 
 
 def list_attacks() -> None:
-    """Every attack with its first line, the tracks and goals it serves, and its arguments."""
+    """Every attack with its first line, what it serves and its arguments."""
     from experiments.names import list_of_attacks
     from experiments.report import show
 
-    show("attacks", ["name", "what", "tracks", "goals", "arguments"], list_of_attacks())
+    show("attacks", ["name", "what", "serves", "arguments"], list_of_attacks())
 
 
 ATTACK = (
