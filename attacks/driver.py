@@ -105,13 +105,20 @@ def run(
 
 def _check_finite(attack: Attack, history: Mapping[str, np.ndarray]) -> None:
     """A surrogate that diverged in every step leaves the initial rows: an error, not a result."""
-    lost = ~np.isfinite(np.asarray(history.get("loss", [0.0]), float))
-    if not lost.any():
+    lost = {
+        name: ~np.isfinite(np.asarray(history[metric], float))
+        for name, metric in (("loss", "loss"), ("gradient", "grad_norm"))
+        if metric in history
+    }
+    for name, steps in lost.items():
+        if not steps.any():
+            continue
+        text = f"{attack.name}: the {name} was not finite in {steps.sum()} of {steps.size} outer steps; "
+        text += "the surrogate diverged" if name == "loss" else "the rows could not move"
+        if steps.all():
+            raise FloatingPointError(f"{text}. Give it a smaller learning rate, or clean data (no NaN)")
+        warnings.warn(f"{text} there; the profiles are the best of the others", RuntimeWarning, stacklevel=3)
         return
-    text = f"{attack.name}: the loss was not finite in {lost.sum()} of {lost.size} outer steps; the surrogate diverged"
-    if lost.all():
-        raise FloatingPointError(f"{text}. Give it a smaller learning rate, or clean data (no NaN)")
-    warnings.warn(f"{text} there; the profiles are the best of the others", RuntimeWarning, stacklevel=3)
 
 
 def describe(attack: Attack) -> dict[str, Any]:

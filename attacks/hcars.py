@@ -27,11 +27,10 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from attacks.attack import Attack
-from attacks.objective import Goal
-from attacks.rapu_r import most_clicked
+from attacks.rapu_r import most_clicked, share_of
 from attacks.reasoner import reasoner
 from attacks.refit import Refit, in_turn
-from attacks.threat import ThreatModel
+from attacks.threat import Goal, ThreatModel
 from models import ncr
 from models.data import Interactions, Profiles
 from models.explain.explanation import Explanations
@@ -131,7 +130,7 @@ def hcars(
 
     def step(state: State, train: Interactions, targets: Int[Array, " T"], test=None):
         some, real = min(users, train.users), slice(0, train.users)
-        candidates = most_clicked(train, targets, max(int(pool * train.items), budget))
+        candidates = most_clicked(train, targets, max(share_of(pool, train.items), budget))
 
         def one(embedding, key):
             params = embedding["params"]
@@ -157,7 +156,7 @@ def hcars(
         if refit_every is None or refit_every >= len(keys):  # nobody would be made after the first refit
             chosen, _, said = lax.map(lambda key: one(state.embedding, key), keys)
         else:
-            key = jax.random.fold_in(state.key, 1)
+            key = jax.random.fold_in(state.key, len(keys))  # beside those of the fake users
             refit = Refit(model, train, targets, budget, refit_epochs or 3, key)
             chosen, said = in_turn(refit, one, state.embedding, keys, refit_every)
         rows = jax.vmap(lambda row, items: row.at[items].set(1))(state.rows, chosen)
@@ -171,9 +170,14 @@ def hcars(
 
 
 def _check(config: dict[str, Any], model: Recommender) -> None:
-    positive, ranged = ("learning_rate", "refine_rate", "pool"), ("rho", "noise", "climb", "refine")
+    positive, ranged = ("learning_rate", "refine_rate", "pool"), ("rho", "noise")
     value = config.__getitem__
     counts("hcars", **{name: value(name) for name in ("users", "rounds")})
+    if value("budget") is None:
+        raise ValueError("budget is None; hcars has to know how many items to choose: give an integer")
+    for name in ("climb", "refine"):
+        if value(name) != 0:
+            counts("hcars", **{name: value(name)})
     counts("hcars", **given(refit_every=value("refit_every"), refit_epochs=value("refit_epochs")))
     numbers("hcars", 0, **{name: value(name) for name in ranged})
     numbers("hcars", 0, open_end=True, **{name: value(name) for name in positive})

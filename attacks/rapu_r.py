@@ -108,7 +108,7 @@ def rapu_r(
         else:
             eps = user_means(key_users, factors["user"], serve.size, user_share)
         ideal = proxy(controlled(factors["item"][targets[serve]] + eps))
-        candidates = most_clicked(train, targets, max(_some(pool, train.items), budget))
+        candidates = most_clicked(train, targets, max(share_of(pool, train.items), budget))
         rows = nearest(ideal, factors["item"], candidates, budget, similarity)
         return State(rows[jnp.arange(count) % serve.size].at[:, targets].set(1))
 
@@ -132,7 +132,7 @@ def user_means(
     [[1.0, 1.0], [1.0, 1.0], [1.0, 1.0]]
     """
     users = user.shape[0]
-    size = max(1, _some(share, users))
+    size = max(1, share_of(share, users))
     mean = lambda key: user[jax.random.permutation(key, users)[:size]].mean(0)
     return lax.map(mean, jax.random.split(key, count))
 
@@ -190,8 +190,13 @@ def nearest(
     return jnp.zeros((ideal.shape[0], item.shape[0])).at[jnp.arange(ideal.shape[0])[:, None], chosen].set(1)
 
 
-def _some(share: float, count: int) -> int:
-    return int(share * count + 1e-9)  # 0.29 * 100 is 28.999999999999996 in binary
+def share_of(share: float, count: int) -> int:
+    """A share of a number, rounded down as in decimals: 0.29 * 100 is 28.999999999999996 in binary.
+
+    >>> share_of(0.29, 100)
+    29
+    """
+    return int(share * count + 1e-9)
 
 
 # ------------------------------------------------------------------------------------------------ checks

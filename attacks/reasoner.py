@@ -91,7 +91,7 @@ def reasoner(
         if asked is None:
             return plain
         there = live(data, asked, history).astype(plain.dtype)
-        pick = jax.random.choice(jax.random.fold_in(ctx.key, 1), len(there), (batch,), p=there)
+        pick = jax.random.choice(jax.random.fold_in(ctx.key, 2), len(there), (batch,), p=there)
         some = Asked(*(jnp.asarray(values)[pick] for values in asked))
         clicks = data.item.shape[0]
         steps = -(-clicks // min(model.config["batch"] or clicks, clicks))

@@ -139,6 +139,9 @@ def _profiles(rows: list[list[int]], items: int) -> Profiles:
     width = max((len(row) for row in rows), default=0)
     if width == 0:
         raise ValueError("clicks holds no click")
+    wrong = next((item for row in rows for item in row if type(item) is not int), None)
+    if wrong is not None:
+        raise ValueError(f"clicks holds {wrong!r}; expected whole numbers, ids of items")
     clicks, mask = np.zeros((len(rows), width), np.int32), np.zeros((len(rows), width), bool)
     for place, row in enumerate(rows):
         clicks[place, : len(row)], mask[place, : len(row)] = row, True

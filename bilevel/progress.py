@@ -76,10 +76,8 @@ class _Lines:
             self._write(f"{block.done}/{block.steps} steps, {_status(block)}")
         elif block.done == block.steps or block.seconds - self.told >= QUIET:
             self.told = block.seconds
-            numbers = _numbers(block, self.show)
-            self._write(
-                f"{block.done}/{block.steps} steps, {_clock(block.seconds)}{self._left(block)}{numbers and ', ' + numbers}"
-            )
+            told = [f"{block.done}/{block.steps} steps", _clock(block.seconds), self._left(block)]
+            self._write(", ".join(filter(None, [*told, _numbers(block, self.show)])))
         if block.metrics and self.pace is None:
             self.pace = block.done, block.seconds
 
@@ -88,7 +86,8 @@ class _Lines:
         if self.pace is None or block.done == block.steps:
             return ""
         done, seconds = self.pace
-        return f", {_clock((block.seconds - seconds) / (block.done - done) * (block.steps - block.done))} left"
+        pace = (block.seconds - seconds) / (block.done - done)
+        return f"{_clock(pace * (block.steps - block.done))} left"
 
     def _write(self, text: str) -> None:
         sys.stderr.write(f"{self.label}: {text}\n")

@@ -169,7 +169,8 @@ def apt(
 
     Args:
         model: the recommender; its `epochs` is the length T of the whole training.
-        users: helpful users n*, or a fraction of the real users in (0, 1); 0: plain training.
+        users: helpful users n*, or a fraction in (0, 1) of the users in the data, fake ones among them since nobody
+            knows who they are; 0: plain training.
         items: m* >= 1, items that each of them rates; fewer where fewer have a negative influence.
         temperature: t >= 0; the most negative item is drawn with weight `e^t`; of no effect on "random".
         pretrain: T_pre, epochs before the first helpful users, an integer >= 0.
@@ -292,12 +293,12 @@ def _warn(model: Recommender, told: Mapping[str, Array]) -> None:
         )
 
 
-def number_of(users: int | float, real: int) -> int:
-    """Helpful users; a fraction that rounds to nobody, or a number that is not whole, is an error."""
-    number = round(users * real) if users < 1 else int(users)
+def number_of(users: int | float, known: int) -> int:
+    """Helpful users; a fraction of the known ones that rounds to nobody, or a number that is not whole, is an error."""
+    number = round(users * known) if users < 1 else int(users)
     if (users > 0 and number == 0) or (users >= 1 and number != users):
         raise ValueError(
-            f"apt: users={users!r} of {real} users; expected a whole number, or a fraction in (0, 1) that is somebody"
+            f"apt: users={users!r} of {known} users; expected a whole number, or a fraction in (0, 1) that is somebody"
         )
     return number
 

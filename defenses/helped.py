@@ -41,7 +41,8 @@ def apt_surrogate(defended: Recommender | Defense, rows: Float[Array, "n I"] | N
 
     **Differs from the paper:** not in it. A renewal knows the users with the shortest profiles, the levels of ratings
     and the risk of "paper" from the data without the attack. What is read after the training (`embed`, where it reads
-    fake rows) are helpful users renewed once more.
+    fake rows) are helpful users renewed once more. Where their number is a fraction, it is one of the known users, and
+    of the defender, who cannot tell, one of all.
 
     >>> from defenses.apt import apt
     >>> from models.wrmf import wrmf
@@ -115,7 +116,7 @@ def _renewing(defense: Defense) -> Recommender:
             raise ValueError(
                 f"apt_surrogate: {model.name} has no gradient-descent loop, or one with a state of its own"
             )
-        if model.name.startswith("adversarial"):
+        if not inner.structure.gradient:  # AT, or AT within another defense
             raise ValueError(
                 "apt_surrogate: AT within APT loses its adjoint; give adversarial(apt_surrogate(...))"
             )
@@ -127,7 +128,8 @@ def _renewing(defense: Defense) -> Recommender:
 
         def renew(rows, params, x, data, ctx):
             due = (ctx.step >= first) & ((ctx.step - first) % each == 0)
-            return lax.cond(due, lambda: made(inner, params, x, data, ctx.key), lambda: rows)
+            key = jax.random.fold_in(ctx.key, 2)  # a step draws from the first two that its key splits into
+            return lax.cond(due, lambda: made(inner, params, x, data, key), lambda: rows)
 
         aux = bilevel.Aux(lambda params, x, data, key: jnp.zeros((number, items), x.dtype), renew)
         return bilevel.gradient_descent(

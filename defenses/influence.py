@@ -60,8 +60,8 @@ def influence_vector(
         plain gradient.
 
     Raises:
-        ValueError: a recommender that follows no gradient of a loss, or "gauss_newton" on one whose loss is not the
-            mean squared error of ratings.
+        ValueError: a recommender that follows no gradient of a loss (with AT inside there is no Hessian: "identity"
+            only), or "gauss_newton" on one whose loss is not the mean squared error of ratings.
 
     Reference: Wu et al., SIGIR 2021, eq. 5. **Differs from the paper:** its n, the number of ratings, is a factor; here
     it is the number of users.
@@ -113,6 +113,11 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
         )
     if isinstance(solver, str) and solver == "identity":
         return slope, jnp.zeros((), jnp.int32)
+    if not at.start.inner.structure.gradient:
+        raise ValueError(
+            f"apt: the steps of {model.name} follow no gradient (adversarial training), so that there is no Hessian to "
+            "invert; give solver='identity'"
+        )
     if solver == "gauss_newton" and (model.name != "mf" or at.train.track != "explicit"):
         raise ValueError(
             f"apt: solver='gauss_newton' is that of a mean squared error of ratings (mf), not of {model.name} on "

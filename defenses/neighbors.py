@@ -141,12 +141,13 @@ def standard_directions(
 
 
 def _singular(Z: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The first left singular vectors (U, count) and values, from a fixed start."""
+    """The first left singular vectors (U, K) and values from a fixed start, K <= count: as many as there are."""
     from scipy.sparse.linalg import svds
 
     left, values, _ = svds(Z, k=count, v0=np.random.default_rng(0).normal(size=min(Z.shape)))
     assert left is not None
-    return left, values
+    there = values > 1e-9 * values.max(initial=0)  # of a matrix of lower rank the rest is rounding
+    return left[:, there], values[there]
 
 
 def fap(train: Interactions, *, seeds: Bool[np.ndarray, " U"] | None = None, rounds: int = 20) -> Scores:

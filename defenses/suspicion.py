@@ -98,7 +98,7 @@ def unpopular(train: Interactions, bins: int = 10) -> Score:
     def score(x: Array, data: Any = None) -> Array:
         own = x @ one_hot.astype(x.dtype)
         share = own / jnp.maximum(jnp.sum(own, 1, keepdims=True), TINY)
-        middle = (share + everybody) / 2
+        middle = jnp.maximum((share + everybody) / 2, TINY)  # 0 where a bin has no click at all
         entropy = lambda p: jnp.where(p > TINY, p * jnp.log(jnp.maximum(p, TINY) / middle), 0.0)
         return jnp.sum(entropy(share) + entropy(jnp.broadcast_to(everybody, share.shape)), 1) / (
             2 * np.log(2)

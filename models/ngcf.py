@@ -174,7 +174,9 @@ def loss(
 ) -> Float[Array, ""]:
     """BPR of the final embeddings over the pairs of the step, with the penalty of what they look up."""
     found = pairs.draw(data.pairs._replace(observed=data.observed), x, ctx, negatives)
-    user, fake, item = convolved(params, x, data.edges, dropout, jax.random.fold_in(ctx.key, 1))
+    user, fake, item = convolved(
+        params, x, data.edges, dropout, jax.random.fold_in(ctx.key, 2)
+    )  # 0, 1: pairs.draw
     return data.pairs.sound * bpr.ranking(pairs.joined(user, fake), item, found, l2)
 
 

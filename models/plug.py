@@ -195,7 +195,7 @@ def loss(
     found = pairs.draw(data, x, ctx, negatives)
     items = jnp.concatenate([found.item[:, None], found.negative], 1)
     sizes = (data.lists.start.shape[0] - 1 + x.shape[0], x.shape[1])
-    s = module(sizes, params, found.user, items, jax.random.fold_in(ctx.key, 1))
+    s = module(sizes, params, found.user, items, jax.random.fold_in(ctx.key, 2))  # 0, 1: pairs.draw
     if objective == "bpr":
         lost = jnp.mean(jax.nn.softplus(s[:, 1:] - s[:, :1]), 1)
     else:

@@ -9,7 +9,16 @@ import optax
 import pytest
 
 import attacks
-from attacks.aush import Losses, Networks, generate, generator_loss, init_layers, judge, widths
+from attacks.aush import (
+    Losses,
+    Networks,
+    discriminator_loss,
+    generate,
+    generator_loss,
+    init_layers,
+    judge,
+    widths,
+)
 from attacks.templates import Batch, audience, cut, templates
 from models.data import Interactions
 
@@ -111,6 +120,34 @@ def test_losses_are_their_formulas(networks, batch, key):
         squares = sum(np.sum(np.square(leaf)) for leaf in jax.tree.leaves(networks.generator))
         total = found["adversarial"] + found["shilling"] + found["reconstruction"] + 0.25 * squares
         np.testing.assert_allclose(loss, total, rtol=1e-5)
+
+
+def test_the_discriminator_calls_templates_real_and_profiles_fake(networks, batch, key):
+    weight = np.array([1.0, 1, 1, 1, 0])
+    masked = batch._replace(weight=jnp.asarray(weight))
+    written = generate(networks.generator, batch.fillers, 5.0)
+    real, fake = (
+        np.asarray(judge(networks.discriminator, batch, rows, TARGET, SELECTED))[:4]
+        for rows in (batch.own, written)
+    )
+    expected = np.mean(np.log1p(np.exp(-real)) + np.log1p(np.exp(fake)))
+    at = (key, networks, masked, TARGET, SELECTED, 5.0, Losses(1.0, 1.0, 1.0, 0.5, 0.0))
+    np.testing.assert_allclose(discriminator_loss(*at)[0], expected, rtol=1e-5)
+    slope = jax.grad(lambda net: discriminator_loss(key, net, *at[2:])[0])(networks)
+    assert all(
+        np.abs(layer["kernel"]).max() == 0 for layer in slope.generator
+    )  # it learns from the other loss
+    assert all(np.abs(layer["kernel"]).max() > 0 for layer in slope.discriminator)
+
+
+def test_half_of_the_unrated_items_are_read(networks, batch, make_keys):
+    """Each key draws its own; their mean lies half way between none and all."""
+    read = lambda key, unrated: parts(key, networks, batch, unrated=unrated)[1]["reconstruction"]
+    none, everything = (float(read(make_keys(1)[0], unrated)) for unrated in (0.0, 1.0))
+    halves = np.asarray(jax.vmap(lambda key: read(key, 0.5))(make_keys(400)))
+    assert everything > none + 1e-3
+    assert len(np.unique(halves)) > 2
+    np.testing.assert_allclose(halves.mean(), (none + everything) / 2, atol=0.1 * (everything - none))
 
 
 def test_targets_are_hidden_from_the_discriminator(networks, batch):

@@ -87,6 +87,8 @@ def test_a_service_says_what_is_wrong(train, key):
         service = attacks.Service(url)
         with pytest.raises(ValueError, match=r"item 99 is outside 0\.\.14"):
             service.inject(profiles([99], [0]))
+        with pytest.raises(ValueError, match=r"clicks holds 1\.5"):
+            service._ask("/inject", {"clicks": [[1.5, 0]]})
         with pytest.raises(Unexplained, match="explainer="):
             service.explain(0, 1)
         with pytest.raises(ValueError, match="nothing at /reset"):

@@ -1,5 +1,6 @@
 """Long attacks: progress, history, resume to the same bytes, and folders that hold another run."""
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -158,6 +159,15 @@ def diverging(losses):
 
     finish = lambda state, train, targets: Profiles.from_rows(jnp.zeros_like(state.rows), targets)
     return attacks.Attack("diverging", {}, attack.threat, len(losses), attack.init, told, finish)
+
+
+def test_a_gradient_that_never_was_a_number_is_an_error(train, key):
+    attack = diverging([1.0, 2.0])
+    lost = lambda *at: (lambda state, told: (state, told | {"grad_norm": jnp.nan * told["loss"]}))(
+        *attack.step(*at)
+    )
+    with pytest.raises(FloatingPointError, match="gradient was not finite in 2 of 2"):
+        attacks.run(dataclasses.replace(attack, step=lost), key, train, TARGETS)
 
 
 def test_a_surrogate_that_never_had_a_finite_loss_is_an_error(train, key):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import attacks
-from attacks.hcars import better, collect, greedy, ideal
+from attacks.hcars import _climbed, _in_rounds, better, collect, greedy, ideal
 from attacks.reasoner import Asked, as_negatives, disagreement, emphasized, live, reasoner
 from attacks.refit import Refit, in_turn, learned
 from models import bpr, ncr, wrmf
@@ -156,6 +156,20 @@ def test_greedy_takes_the_best_next_item_and_beats_random_ones(x64, params):
         assert int(chosen[size]) == max(rest, key=lambda j: worth([*so_far, j]))
     rng = np.random.default_rng(0)
     assert float(value) >= np.mean([worth(rng.permutation(candidates)[:4]) for _ in range(20)])
+
+
+def test_a_fake_users_vector_climbs_the_objective_of_its_items(params):
+    """Eq. 13 with the items held: more after the climb; a second round of choosing is not behind the first."""
+    h, moved, candidates = params["user"][0], params["item"][:2], jnp.arange(2, I)
+    chosen, value = greedy(params, h, moved, candidates, 3)
+    alone = lambda h: float(greedy(params, h, moved, chosen, 3)[1])
+    climbed = _climbed(params, h, moved, chosen, 50, 1e-2)
+    assert alone(climbed) > alone(h) + 1e-3
+    once = _in_rounds(params, h, moved, candidates, 3, (1, 50, 1e-2))
+    twice = _in_rounds(params, h, moved, candidates, 3, (2, 50, 1e-2))
+    np.testing.assert_array_equal(once[0], h)
+    np.testing.assert_array_equal(twice[0], climbed)
+    assert float(twice[2]) > float(once[2]) == float(value)
 
 
 def test_greedy_refuses_more_items_than_candidates(params):
@@ -368,6 +382,9 @@ def test_a_share_of_the_users_is_asked_about_their_best_item():
     [
         (lambda: attacks.hcars(fakes=2, budget=2, goal="demote"), "promote"),
         (lambda: attacks.hcars(fakes=2, budget=2, pool=2.0), "pool"),
+        (lambda: attacks.hcars(fakes=2, budget=None), "budget is None"),
+        (lambda: attacks.hcars(fakes=2, budget=2, climb=2.5), "climb"),
+        (lambda: attacks.hcars(fakes=2, budget=2, refine=1.5), "refine"),
         (lambda: attacks.hcars(fakes=2, budget=2, rho=-1.0), "rho"),
         (lambda: attacks.hcars(fakes=2, budget=2, refit_every=0), "refit_every"),
         (lambda: attacks.hcars(fakes=2, budget=2, refit_epochs=4), "no use without refit_every"),

@@ -12,7 +12,9 @@ from scipy.stats import norm, rankdata
 
 import attacks
 import bilevel
+from defenses.adversarial import adversarial
 from defenses.apt import apt
+from defenses.filtering import soft_filter
 from defenses.helped import apt_surrogate
 from defenses.helpful import choose, ratings
 from defenses.influence import Point, influence_vector, smallest
@@ -386,6 +388,18 @@ def test_the_renewing_surrogate_is_attacked(rng):
         )
         attack = attacks.revadv(known, fakes=3, budget=2, projection="topk", steps=2, k=3)
         assert attack(KEY, clicks, jnp.array([1])).to_rows().shape == (3, I)
+
+
+def test_at_within_apt_is_seen_through_a_filter_and_has_no_hessian():
+    clicks = Interactions.from_dense((np.random.default_rng(0).random((U, I)) < 0.5).astype(float))
+    hard = adversarial(wrmf(factors=2, epochs=4), epsilon=0.1)
+    inside = soft_filter(hard, lambda x, data: jnp.sum(x, 1), cut=3.0)
+    with pytest.raises(ValueError, match="AT within APT loses its adjoint"):
+        apt_surrogate(apt(inside, users=2, grid=None)).trainer(U, I, 1)
+    few = {"users": 2, "items": 3, "grid": None, "pretrain": 1, "references": 3}
+    with pytest.raises(ValueError, match="follow no gradient"):
+        apt(hard, **few).fit(clicks, KEY)
+    assert np.isfinite(apt(hard, solver="identity", **few).fit(clicks, KEY).scores(jnp.arange(2))).all()
 
 
 def test_a_surrogate_has_rows_or_makes_them():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from defenses import detectors
+from defenses import detectors, neighbors
 from defenses.filtering import filtered, flagged
 from models.als import als
 from models.data import Interactions
@@ -138,6 +138,27 @@ def test_suspicion_walks_from_seeds_to_whom_they_share_items_with():
     np.testing.assert_allclose(scores, [1.0, 1.0, 0.0], atol=1e-4)
     with pytest.raises(ValueError, match="0 seeds"):
         detectors.fap(train, seeds=np.zeros(3, bool))
+
+
+@pytest.mark.parametrize("track", ["implicit", "explicit"])
+def test_fap_is_its_two_means_told_plainly(rng, track):
+    R = (rng.random((8, 6)) < 0.5) * (rng.integers(1, 6, (8, 6)) if track == "explicit" else 1)
+    R[:, 0], R[0] = 1, 1  # nobody and nothing is empty
+    held = np.arange(8) < 2
+    score = held.astype(float)
+    for _ in range(2):
+        item = [np.average(score, weights=R[:, i]) for i in range(6)]
+        score = np.where(held, 1, [np.average(item, weights=R[u]) for u in range(8)])
+    train = Interactions.from_dense(R.astype(float), track=track)
+    np.testing.assert_allclose(detectors.fap(train, seeds=held, rounds=2), score, rtol=1e-6)
+
+
+def test_directions_of_a_matrix_of_lower_rank_are_as_many_as_there_are():
+    """Twelve users of two kinds: the rest would be rounding divided by rounding."""
+    rows = np.tile(np.eye(2, 9), (6, 1))
+    _, values, right = neighbors.directions(Interactions.from_dense(rows), 8)
+    assert values.shape == (2,)
+    np.testing.assert_allclose(np.linalg.norm(right, axis=0), 1, rtol=1e-6)
 
 
 def test_copies_are_found_and_only_there(rng):

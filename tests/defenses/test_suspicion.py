@@ -61,6 +61,17 @@ def test_derivatives(name, x64, rng, users):
     np.testing.assert_allclose(jnp.sum(jax.grad(total)(x) * way), slope, rtol=1e-5, atol=1e-9)
 
 
+def test_a_bin_without_a_click_leaves_the_derivative_a_number(rng):
+    """One item has most of the clicks, so that a bin of popularity is empty."""
+    clicks = np.zeros((30, 12))
+    clicks[:, 0] = 1
+    clicks[:3, 1:3] = 1
+    soft = suspicion.unpopular(Interactions.from_dense(clicks))
+    x = jnp.asarray(rng.uniform(0.2, 0.9, (F, 12)))
+    assert np.isfinite(soft(x)).all()
+    assert np.isfinite(jax.grad(lambda x: jnp.sum(soft(x)))(x)).all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", suspicion.SOFT)
 def test_the_cut_takes_its_share_of_the_known_users_and_the_filter_those_above(name, users):
