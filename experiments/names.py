@@ -166,7 +166,7 @@ def served(name: str) -> str:
     """Tracks and goals that an attack does not refuse, found by asking for each.
 
     >>> served("bandwagon")
-    'explicit: promote, demote'
+    'implicit: promote; explicit: promote, demote; sequence: promote'
     """
     known = inspect.signature(ATTACKS[name]).parameters
     found: dict[str, list[str]] = {}

@@ -63,7 +63,7 @@ def test_the_attack_reaches_every_embedding_and_its_gradient_is_right(x64, train
 
     @jax.jit
     def by_hand(params):
-        drawn = jax.random.randint(jax.random.fold_in(key, 1), (6,), 0, USERS)
+        drawn = jax.random.randint(jax.random.fold_in(key, 9), (6,), 0, USERS)
         scores = model.score(model.embed(params, nobody, data), jnp.append(drawn, fake))
         lag = behind(scores[:-1], train.dense()[drawn] > 0, wish.targets, 3, 1.0)
         return 2.0 / 30 * (jnp.sum(jax.nn.sigmoid(scores[-1]) ** 2) + 100 * USERS / 6 * jnp.sum(lag))
