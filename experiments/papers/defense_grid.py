@@ -234,7 +234,7 @@ def table(records: list[Record], folder: Path) -> Report:
         "adaptive: RevAdv, or RAPU-G without its model, with the defense inside its surrogate (WRMF, whatever the "
         "victim): AT's change and its answers, APT's helpful users renewed in the surrogate's training (held: those of "
         "one training), the soft side of the filter's detector with the cut of the attacker's view",
-        'APT by the plain gradient (`solver="identity"`), which the ablation finds as good as any inverse on MovieLens-100K',
+        'APT by the plain gradient (`solver="identity"`), as good as any inverse in the ablation on MovieLens-100K',
         *_broken(recall),
         *_helped(records),
         *_kept(records),
