@@ -71,7 +71,7 @@ def load(path: str | os.PathLike[str]) -> tuple[Profiles, dict[str, Any]]:
             zipfile.BadZipFile,
             zlib.error,
         ) as e:
-            raise ValueError(f"{path}: not a file of saved profiles (Profiles.save), or a damaged one") from e
+            raise ValueError(f"{path}: not a profiles file, or a damaged one") from e
     if not known:
         raise ValueError(f"{path}: not a profiles file (format {head['format']!r})")
     if head["version"] > VERSION:
