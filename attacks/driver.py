@@ -118,7 +118,6 @@ def _check_finite(attack: Attack, history: Mapping[str, np.ndarray]) -> None:
         if steps.all():
             raise FloatingPointError(f"{text}. Give it a smaller learning rate, or clean data (no NaN)")
         warnings.warn(f"{text} there; the profiles are the best of the others", RuntimeWarning, stacklevel=3)
-        return
 
 
 def describe(attack: Attack) -> dict[str, Any]:

@@ -133,6 +133,8 @@ def standard_directions(
     scale = np.where(spread > 0, 1 / np.where(spread > 0, spread, 1), 0)
     forward = lambda v: scale * (R @ v.ravel() - mean * v.sum())
     backward = lambda v: R.T @ (scale * v.ravel()) - np.sum(mean * scale * v.ravel())
+    if not scale.any():  # nobody tells two items apart
+        return np.zeros((users, 0)), np.zeros(0), np.zeros((items, 0))
     operator: Any = linalg.LinearOperator
     left, values = _singular(
         operator((users, items), matvec=forward, rmatvec=backward, dtype=float), components

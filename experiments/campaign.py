@@ -237,10 +237,26 @@ def judge_again(
     return judged(again, case, profiles, say), length
 
 
-def _repetition(
-    campaign: Campaign, seed: int, spec, stem: str, out: Path, block: int, progress: bool, say
-) -> dict[str, Any]:
-    case = case_of(campaign, seed)
+def craft(
+    campaign: Campaign,
+    case: Case,
+    spec: Mapping[str, Any],
+    out: Path,
+    stem: str,
+    *,
+    block: int = 1,
+    progress: bool,
+) -> attacks.Run:
+    """Craft the fake users of a repetition, from the last snapshot of a killed run on, and keep them.
+
+    Args:
+        campaign, case: what is run, and the repetition.
+        spec: of the repetition; whoever reads the profiles is told by it what they were made on.
+        out: folder of `snapshots/STEM` and `profiles/STEM.npz`.
+        stem: the repetition's name among files.
+        block: outer steps between two snapshots.
+        progress: show a bar.
+    """
     done = attacks.run(
         campaign.attack,
         case.keys["attack"],
@@ -257,10 +273,18 @@ def _repetition(
     targets = np.asarray(case.targets).tolist()
     names = targets if campaign.data is None else campaign.data.item_ids[targets].tolist()
     done.profiles.save(path, {"spec": spec, "targets": targets, "target_names": names})
+    return done
+
+
+def _repetition(
+    campaign: Campaign, seed: int, spec, stem: str, out: Path, block: int, progress: bool, say
+) -> dict[str, Any]:
+    case = case_of(campaign, seed)
+    done = craft(campaign, case, spec, out, stem, block=block, progress=progress)
     history = {name: np.asarray(values).tolist() for name, values in done.history.items()}
     result: dict[str, Any] = {
-        "profiles": path.name,
-        "targets": targets,
+        "profiles": f"{stem}.npz",
+        "targets": np.asarray(case.targets).tolist(),
         "history": history,
         "craft_seconds": done.seconds,
     }

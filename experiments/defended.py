@@ -18,11 +18,10 @@ import jax
 import numpy as np
 from jaxtyping import Array
 
-import attacks
 from attacks.driver import describe
 from bilevel.atomic import plain
 from experiments import report
-from experiments.campaign import Campaign, case_of, check_same, facts_of
+from experiments.campaign import Campaign, case_of, check_same, craft, facts_of
 from experiments.pipeline import Case, measured, profile_facts
 from experiments.record import Record, Records
 from models.data import Dataset, Interactions, Profiles, inject
@@ -67,7 +66,10 @@ def run(
         if record is None:
             say(f"seed {seed}: {'reading' if profiles else 'crafting'} the fake users")
             stem = records.path(spec).stem
-            fakes = load(profiles, case) if profiles else _crafted(plan, case, spec, out, stem, progress)
+            if profiles:
+                fakes = load(profiles, case)
+            else:
+                fakes = craft(plan, case, spec, out, stem, progress=progress).profiles
             source = {"profiles": profiles.name} if profiles else {}
             records.put(spec, source | judged(plan, case, fakes, defenses, say))
             record = records.get(spec)
@@ -157,27 +159,6 @@ def made_with(path: Path, data: Dataset) -> Made:
         )
     told = {} if spec is None else spec
     return Made(",".join(names) or "none", told.get("split"), told.get("seed"))
-
-
-def _crafted(
-    plan: Campaign, case: Case, spec: dict[str, Any], out: Path, stem: str, progress: bool
-) -> Profiles:
-    """Craft, go on from a killed run's last snapshot, and keep what was made."""
-    done = attacks.run(
-        plan.attack,
-        case.keys["attack"],
-        case.train,
-        case.targets,
-        test=case.test if plan.attack.tests else None,
-        progress=progress,
-        store=out / "snapshots" / stem,
-    )
-    path = out / "profiles" / f"{stem}.npz"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    targets = np.asarray(case.targets).tolist()
-    names = targets if plan.data is None else plan.data.item_ids[targets].tolist()
-    done.profiles.save(path, {"spec": spec, "targets": targets, "target_names": names})
-    return done.profiles
 
 
 def judged(

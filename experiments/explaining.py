@@ -94,13 +94,12 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
         told = lambda done, of: say(f"  {done} of {of} trainings without a set")
         return verify(model, parts.train, asked, key, seeds=asking.seeds, params0=start, tell=told)
 
-    began = time.perf_counter()
     asked = _once(records, question, Explanations, explain)
-    seconds, seen = time.perf_counter() - began, None
+    found, seen = records.get(question), None
     if asking.seeds:
         say(f"training {asking.seeds} times without each of {int(asked.found.sum())} sets")
         seen = _once(records, {"study": "verified", **spec}, Verified, lambda: check(asked))
-    record = _record(asking, asked, seen, seconds)
+    record = _record(asking, asked, seen, found.about["seconds"] if found else 0.0)
     with atomic_write(out / "explanations.json") as file:
         file.write(json.dumps(plain(record), indent=1, sort_keys=True).encode())
     _show(asking, asked, seen)

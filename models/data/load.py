@@ -155,8 +155,12 @@ def build(
     time = None if raw.time is None else _finite(raw, "time", raw.time)
     part = None if raw.split is None else _parts(raw)
     track = track or ("implicit" if rating is None or threshold is not None else "explicit")
+    if track == "explicit" and threshold is not None:
+        raise ValueError(
+            f"threshold={threshold} makes clicks of ratings, and track='explicit' keeps ratings: leave one of them out"
+        )
     keep = _kept(raw, rating, threshold, strict, track)
-    weight = rating if track == "explicit" and threshold is None else None
+    weight = rating if track == "explicit" else None
     if track != "sequence" and duplicates == "error":
         _refuse_repeats(raw, user, item, user_ids, item_ids, keep)
 

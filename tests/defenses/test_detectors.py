@@ -161,6 +161,11 @@ def test_directions_of_a_matrix_of_lower_rank_are_as_many_as_there_are():
     np.testing.assert_allclose(np.linalg.norm(right, axis=0), 1, rtol=1e-6)
 
 
+def test_users_who_are_all_alike_have_no_directions():
+    scores = detectors.pca(Interactions.from_dense(np.ones((6, 5))))
+    np.testing.assert_array_equal(scores, np.zeros(6))
+
+
 def test_copies_are_found_and_only_there(rng):
     dense = np.asarray(world(rng).dense())
     fakes = np.tile((rng.random(30) < 0.3).astype(float), (4, 1))

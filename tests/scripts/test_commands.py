@@ -76,6 +76,11 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_attack", (*HEURISTIC, "--targets", ","), "expected ids"),
         ("run_attack", (*HEURISTIC, "--target-count", 9), "no item .* has this id, and as a set: .*count=9"),
         ("run_attack", (*HEURISTIC, "--block", 0), "--block 0"),
+        (
+            "run_attack",
+            (*HEURISTIC, "--track", "explicit", "--positive-from", 4),
+            "--positive-from=4.0 makes clicks",
+        ),
         ("run_attack", ("--attack", "poisonrec", "--victim", "itempop", "--k", 5), "give --track sequence"),
         ("run_attack", ("--attack", "tna", "--fakes", 3, "--budget", 2), "expected 'explicit'"),
         (
