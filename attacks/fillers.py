@@ -96,6 +96,25 @@ def by_clicks(train: Interactions, targets: Int[Array, " T"]) -> Int[Array, " I-
     return jnp.argsort(-clicks, stable=True)[: train.items - targets.shape[-1]].astype(jnp.int32)
 
 
+def most_clicked(train: Interactions, targets: Int[Array, " T"], count: int) -> Int[Array, " C"]:
+    """The `count` most clicked items that are no targets (at most all of them), by ascending id.
+
+    >>> most_clicked(Interactions.from_arrays([0, 1, 1], [2, 2, 0], items=4), jnp.array([0]), 2).tolist()
+    [1, 2]
+    """
+    clicks = jnp.where(column_mask(targets, train.items), -1, train.popularity())
+    return jnp.sort(lax.top_k(clicks, min(count, train.items - targets.size))[1])
+
+
+def share_of(share: float, count: int) -> int:
+    """A share of a number, rounded down as in decimals: 0.29 * 100 is 28.999999999999996 in binary.
+
+    >>> share_of(0.29, 100)
+    29
+    """
+    return int(share * count + 1e-9)
+
+
 def popular_set(train: Interactions, targets: Int[Array, " T"], share: float) -> Bool[Array, " I"]:
     """The most clicked `share` of the items that are not targets.
 

@@ -21,19 +21,17 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from attacks.attack import Attack
-from attacks.rapu_r import most_clicked, share_of
+from attacks.fillers import most_clicked, share_of
 from attacks.reasoner import reasoner
 from attacks.refit import Refit, in_turn
 from attacks.threat import Goal, ThreatModel
 from models import ncr
 from models.data import Interactions, Profiles
-from models.explain.explanation import Explanations
 from models.recommender import Recommender, counts, given, numbers
 from models.train import fit
 
@@ -378,32 +376,3 @@ def _jaccard(rows: Float[Array, "F I"]) -> Float[Array, ""]:
     share = both / (size[:, None] + size[None] - both)
     pairs = rows.shape[0] * (rows.shape[0] - 1)
     return (jnp.sum(share) - jnp.trace(share)) / jnp.where(pairs > 0, pairs, jnp.nan)
-
-
-# ------------------------------------------------------------------------------------------------ what it is told
-
-
-def collect(api: Any, best: Int[np.ndarray, " U"], *, share: float = 0.6, seed: int = 0) -> Explanations:
-    """Ask an explanation API why a random share of the visible users see their best item.
-
-    Args:
-        api: anything with `explain(users, items)`, such as `models.explain.ExplanationAPI`.
-        best: the item that is recommended first to each visible user, from the platform's lists.
-        share: of the users that are asked about, in (0, 1]; the paper says 60%.
-        seed: decides which.
-
-    Raises:
-        ValueError: a share outside its range; whatever the API raises.
-
-    Reference: Chen et al., SIGIR 2023, section 5.1. **Differs from the paper:** "60% interactions generate
-    counterfactuals" is read as 60% of the users.
-
-    >>> api = type("Api", (), {"explain": lambda self, users, items: (users.tolist(), items.tolist())})()
-    >>> collect(api, np.array([7, 8, 9]), share=1.0)
-    ([0, 1, 2], [7, 8, 9])
-    """
-    if not 0 < share <= 1:
-        raise ValueError(f"collect: share={share!r}; expected a share in (0, 1]")
-    count = max(1, round(share * len(best)))
-    users = np.sort(np.random.default_rng(seed).permutation(len(best))[:count])
-    return api.explain(users, np.asarray(best)[users])

@@ -22,8 +22,8 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from attacks.attack import Attack
+from attacks.fillers import most_clicked, share_of
 from attacks.threat import Goal, ThreatModel
-from bilevel.project import column_mask
 from models import wrmf
 from models.data import Interactions, Profiles
 from models.recommender import Recommender
@@ -156,16 +156,6 @@ def proxy(fake: Float[Array, "N D"]) -> Float[Array, "N D"]:
     return controlled(fake)
 
 
-def most_clicked(train: Interactions, targets: Int[Array, " T"], count: int) -> Int[Array, " C"]:
-    """The `count` most clicked items that are no targets (at most all of them), by ascending id.
-
-    >>> most_clicked(Interactions.from_arrays([0, 1, 1], [2, 2, 0], items=4), jnp.array([0]), 2).tolist()
-    [1, 2]
-    """
-    clicks = jnp.where(column_mask(targets, train.items), -1, train.popularity())
-    return jnp.sort(lax.top_k(clicks, min(count, train.items - targets.size))[1])
-
-
 def nearest(
     ideal: Float[Array, "N D"],
     item: Float[Array, "I D"],
@@ -188,15 +178,6 @@ def nearest(
         near = near - jnp.sum(offered**2, -1) / 2  # -|q* - q|^2 / 2 up to a constant of the row
     chosen = candidates[lax.top_k(near, budget)[1]]
     return jnp.zeros((ideal.shape[0], item.shape[0])).at[jnp.arange(ideal.shape[0])[:, None], chosen].set(1)
-
-
-def share_of(share: float, count: int) -> int:
-    """A share of a number, rounded down as in decimals: 0.29 * 100 is 28.999999999999996 in binary.
-
-    >>> share_of(0.29, 100)
-    29
-    """
-    return int(share * count + 1e-9)
 
 
 # ------------------------------------------------------------------------------------------------ checks

@@ -19,11 +19,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from bilevel import with_loss
 from models import ncr
-from models.data import Interactions
 from models.explain.explanation import Explanations
 from models.recommender import Recommender, counts, numbers, one_of
 
@@ -131,6 +130,7 @@ def live(data: ncr.Data, asked: Asked, history: int) -> Bool[Array, " N"]:
         asked: N pairs and their sets.
         history: latest items that are premises.
 
+    >>> from models.data import Interactions
     >>> data = ncr.prepare(Interactions.from_arrays([0, 0], [2, 3], items=5))
     >>> live(data, Asked(np.array([0, 0]), np.array([4, 4]), np.array([[3], [1]])), 50).tolist()
     [True, False]
@@ -153,6 +153,7 @@ def disagreement(
 
     Reference: Chen et al., SIGIR 2023, eqs 7-8. **Differs from the paper:** see `reasoner`.
 
+    >>> from models.data import Interactions
     >>> data = ncr.prepare(Interactions.from_arrays([0, 0], [2, 3], items=5))
     >>> params = ncr.ncr(factors=2).init(jax.random.key(0), 1, 5, 0)
     >>> nothing_removed = Asked(np.array([0]), np.array([4]), np.array([[-1]]))  # log(1 + exp(10)), the cosine is 1
@@ -177,105 +178,3 @@ def _cost(whole: Array, without: Array, true: Array, loss: Disagreement) -> Arra
     if loss == "contrast":
         return jax.nn.softplus(ncr.SCALE * alike)
     return -jnp.log(jnp.maximum((1 + alike) / 2, 1e-6))
-
-
-def as_negatives(train: Interactions, explanations: Explanations) -> Interactions:
-    """What an attack that knows no reasoning learns from explanations: the clicks of their sets count as not clicked.
-
-    A recommender of clicks takes what a user has not clicked for its negatives, drawn or weighed, and popularity
-    counts clicks, so that this one view serves every surrogate and every heuristic (host only).
-
-    Args:
-        train: what the attacker sees.
-        explanations: about its users; those without a set change nothing, and so do clicks it does not see.
-
-    Returns:
-        The same users and items, without the (user, item) pairs of the sets.
-
-    Raises:
-        ValueError: explanations of users that the data do not have.
-
-    Reference: Chen et al., SIGIR 2023, section 5.2: counterfactuals are "also used as negative samples for DL-Attack,
-    RAPU-R, and Bandwagon".
-
-    **Differs from the paper:** which says no more than that. Its counterfactual is a set of clicks, so these are the
-    negatives. The other reading, that the explained item is one for the user without the set, tells a recommender
-    without premises nothing: that item is not clicked anyway. Here a pair is a negative like any other: of weight 1 in
-    WRMF (`emphasized` gives it a click's), and drawn as often as another by DL-Attack's NeuMF, in which clicks and
-    negatives weigh alike. Bandwagon has no model, only counts.
-
-    >>> from models.explain.explanation import made
-    >>> train = Interactions.from_arrays([0, 0, 1], [2, 3, 3], items=5)
-    >>> as_negatives(train, made(np.array([0]), np.array([4]), [[3]], np.array([1]))).dense().tolist()
-    [[0.0, 0.0, 1.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0, 0.0]]
-    """
-    user, item = _pairs(explanations)
-    _known_users("as_negatives", np.asarray(explanations.user), train.users)
-    code = lambda user, item: np.asarray(user, np.int64) * train.items + np.asarray(item, np.int64)
-    return train.select(train.real() & ~np.isin(code(train.user, train.item), code(user, item)))
-
-
-def emphasized(surrogate: Recommender, explanations: Explanations) -> Recommender:
-    """WRMF to which the clicks of the sets are zeros that weigh as much as clicks, for `as_negatives`'s view.
-
-        L + (w+ - 1) sum over the pairs (u, i) of the sets of (p_u . q_i)^2
-
-    Args:
-        surrogate: `models.wrmf.wrmf(...)`, which gives cells without a click the weight 1.
-        explanations: about users of the data it will be trained on. A pair counts once; one that the attacker does not
-            see is a zero too.
-
-    Raises:
-        ValueError: another recommender (of those here only WRMF by SGD has a w+ and a loss to add to), or in training,
-            explanations of users that the data do not have.
-
-    Reference: Chen et al., SIGIR 2023, section 5.2, see `as_negatives`.
-
-    **Differs from the paper:** which names no weight; w+ is our reading.
-
-    >>> from models import wrmf
-    >>> from models.explain.explanation import made
-    >>> told = made(np.array([0]), np.array([4]), [[3, 2]], np.array([1]))
-    >>> emphasized(wrmf.wrmf(factors=2), told).config["negatives"]
-    2
-    """
-    if surrogate.name != "wrmf":
-        raise ValueError(
-            f"emphasized: surrogate={surrogate!r}; expected models.wrmf.wrmf(...), which has a w+"
-        )
-    user, item = _pairs(explanations)
-    more = surrogate.config["weight"] - 1
-
-    def objective(params, x, data, ctx):
-        users = params["user"].shape[0]
-        _known_users("emphasized", user, users)
-        score = jnp.sum(params["user"][user] * params["item"][item], 1)
-        if ctx.batch is not None:  # a step has the pairs of its users
-            index, real = ctx.batch
-            score *= jnp.zeros(users, score.dtype).at[index].max(real.astype(score.dtype), mode="drop")[user]
-        return surrogate.loss(params, x, data, ctx) + more * jnp.vdot(score, score)
-
-    return dataclasses.replace(
-        surrogate,
-        config={**surrogate.config, "negatives": len(user)},
-        loss=objective,
-        trainer=lambda users, items, fakes, events=0: with_loss(
-            surrogate.trainer(users, items, fakes, events), objective
-        ),
-    )
-
-
-def _pairs(explanations: Explanations) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:
-    """The users and clicks of the sets, each pair once."""
-    who, removed = np.asarray(explanations.user), np.asarray(explanations.removed)
-    there = removed >= 0
-    found = np.stack([np.broadcast_to(who[:, None], there.shape)[there], removed[there]])
-    user, item = np.unique(found, axis=1)
-    return user, item
-
-
-def _known_users(name: str, who: np.ndarray, users: int) -> None:
-    if np.any((who < 0) | (who >= users)):
-        raise ValueError(
-            f"{name}: explanations of users {who.min()}..{who.max()}; the data have 0..{users - 1}"
-        )

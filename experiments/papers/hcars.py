@@ -2,7 +2,7 @@
 
 The victim trains on four fifths of the clicks; the attacker sees 80% or 30% of those, and an API explains to it why 60%
 of the users are recommended their best item (ACCENT's sets, of the victim without an attack). H-CARS reasons with them;
-the baselines take the clicks of the sets for negatives (`attacks.reasoner.as_negatives`; RAPU-R's WRMF with the weight
+the baselines take the clicks of the sets for negatives (`attacks.explained.as_negatives`; RAPU-R's WRMF with the weight
 of a click, `emphasized`), as the paper has it, and `-wo-cf` is each attack without any explanation. Every attack is
 crafted once for a seed, at 5%: its first n fake users are the attack with n, since none depends on a later one.
 TopPopular is ours, the control that costs nothing. The tables are in hcars_table1.py and hcars_fig2.py.
@@ -20,8 +20,8 @@ import numpy as np
 
 import attacks
 from attacks.attack import Attack
-from attacks.hcars import collect
-from attacks.reasoner import Disagreement, as_negatives, emphasized, known_sets, live, reasoner
+from attacks.explained import as_negatives, collect, emphasized
+from attacks.reasoner import Disagreement, known_sets, live, reasoner
 from experiments.crafts import crafted
 from experiments.names import RELATIONS
 from experiments.papers.accent import RCF

@@ -1,9 +1,14 @@
-"""A recommender that costs nothing to train or to compile, for what does not depend on how a surrogate learns."""
+"""What files of tests share: a recommender that costs nothing to train or to compile, for what does not depend on how a
+surrogate learns; and a few clicks with parameters of NCR for what reasons with them.
+"""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 import bilevel
+from models import ncr
+from models.data import Interactions
 from models.recommender import Recommender
 
 
@@ -26,3 +31,20 @@ def counting() -> Recommender:
             lambda params, x, data, ctx: params, 1
         ),
     )
+
+
+@pytest.fixture
+def few_clicks(rng) -> Interactions:
+    """Nine users and twelve items; the first user has at least four clicks, everybody one."""
+    dense = (rng.random((9, 12)) < 0.4).astype(float)
+    dense[:, 0] += dense.sum(1) == 0
+    dense[0, :4] = 1
+    return Interactions.from_dense(dense)
+
+
+@pytest.fixture
+def logic():
+    """Parameters of NCR for `few_clicks`, large enough that cosines are well away from rounding."""
+    leaves, shape = jax.tree.flatten(ncr.ncr(factors=4).init(jax.random.key(0), 9, 12, 0))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return shape.unflatten([jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])

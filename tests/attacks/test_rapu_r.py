@@ -12,7 +12,8 @@ import pytest
 
 import attacks
 import bilevel
-from attacks.rapu_r import controlled, most_clicked, nearest, proxy, rapu_r, user_means
+from attacks.fillers import most_clicked
+from attacks.rapu_r import controlled, nearest, proxy, rapu_r, user_means
 from models.als import als
 from models.cml import cml
 from models.data import PUBLISHED, Interactions, dataset, random_events
