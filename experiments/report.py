@@ -106,11 +106,25 @@ def curves(axis: Any, series: Mapping[str, Sequence[Any]], *, x: Sequence[float]
 
 
 def bars(
-    axis: Any, names: Sequence[str], values: Sequence[Sequence[float]], *, reference: float | None = None
+    axis: Any,
+    names: Sequence[str],
+    values: Sequence[Sequence[float]],
+    *,
+    reference: float | None = None,
+    like: Any = None,
 ) -> None:
-    """Median bars with a dot for every repetition; `reference` draws a dashed line (the clean value)."""
-    for number, repetitions in enumerate(values):
-        axis.bar(number, np.median(repetitions), width=0.62, alpha=0.75)
+    """Median bars with a dot for every repetition.
+
+    Args:
+        axis: where they are drawn.
+        names, values: of the bars, and the repetitions of each.
+        reference: height of a dashed line (the clean value).
+        like: axes with `curves` of some of the names, whose colors these bars have; the others are gray.
+    """
+    colors = {} if like is None else {line.get_label(): line.get_color() for line in like.lines}
+    for number, (name, repetitions) in enumerate(zip(names, values, strict=True)):
+        color = None if like is None else colors.get(name, "0.6")
+        axis.bar(number, np.median(repetitions), width=0.62, alpha=0.75, color=color)
         axis.plot([number] * len(repetitions), repetitions, "k.", markersize=4, alpha=0.6)
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
     if reference is not None:

@@ -135,7 +135,11 @@ def draw(found, clean, out: Path) -> Path:
     )
     axes[0, 0].legend(frameon=False)
     report.bars(
-        axes[0, 1], list(found), [[r["after"]["hr_any"]] for r in found.values()], reference=clean["hr_any"]
+        axes[0, 1],
+        list(found),
+        [[r["after"]["hr_any"]] for r in found.values()],
+        reference=clean["hr_any"],
+        like=axes[0, 0],
     )
     axes[0, 1].set(ylabel="target HR@10 of the victim", title="dashed: before the attack")
     return report.save(made, out / "demo.png")
