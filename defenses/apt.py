@@ -198,10 +198,11 @@ def apt(
 
     **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in our
     ablation the choice changes nothing measurable on MovieLens-100K, while on FilmTrust "cg" lets less through than the
-    plain gradient. On clicks "cg" meets negative curvature at every renewal looked at and is that gradient. Earlier helpful users count without their ratings in a renewal. A
-    rating of 0, which the code can draw with "random", becomes the lowest of the grid. On clicks (the paper's future
-    work) `L(z)` is over scores against clicks, an influence counts as negative if it is below the row's mean, and a
-    model with a loss over all cells (WRMF) sees users without a click before the first renewal.
+    plain gradient. On clicks "cg" meets negative curvature at every renewal looked at and is that gradient. Earlier
+    helpful users count without their ratings in a renewal. A rating of 0, which the code can draw with "random",
+    becomes the lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an
+    influence counts as negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users
+    without a click before the first renewal.
 
     **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of
