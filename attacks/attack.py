@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, ArrayLike, Float, Int, Key
 
@@ -137,6 +138,22 @@ def _traced(attack: Attack, key, train, targets, initial, test) -> tuple[Profile
         lambda s, _: attack.step(s, train, targets, test), state, None, length=attack.steps
     )
     return attack.finish(state, train, targets), history
+
+
+def in_stages(make: Callable[[Any], Any], state: Any, stages: int) -> Any:
+    """A stage of an attack that makes its fake users one after another: the next `ceil(F / stages)` of them.
+
+    Args:
+        make: `state -> state`, one more fake user.
+        state: has their rows, `rows` (F, I), and how many are made, `made`.
+        stages: how many such calls make all of them.
+
+    Returns:
+        The state with at most F fake users made.
+    """
+    fakes = state.rows.shape[0]
+    stop = jnp.minimum(state.made + -(-fakes // stages), fakes)
+    return jax.lax.fori_loop(state.made, stop, lambda _, held: make(held), state)
 
 
 def check_test(attack: Attack, test: Interactions | None) -> None:

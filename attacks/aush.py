@@ -27,7 +27,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from attacks.attack import Attack, History
 from attacks.rating import target_rating, to_grid
 from attacks.templates import Batch, audience, cut, templates
-from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings, fixed
 from bilevel.project import column_mask
 from models.data import Interactions, Profiles
 from models.recommender import counts, numbers, xavier
@@ -125,8 +125,7 @@ def aush(
     """
     config = {name: value for name, value in locals().items() if name != "clicks"}
     _check_track(track, goal)
-    if budget is None:
-        raise ValueError("budget is None; aush has to know how many fillers to keep: give an integer")
+    budget = fixed("aush", budget)
     counts(
         "aush",
         selected=selected,

@@ -26,7 +26,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from attacks.attack import Attack
-from attacks.threat import Goal, ThreatModel, Track
+from attacks.threat import Goal, ThreatModel, Track, fixed
 from bilevel.project import column_mask
 from models import covisitation as victim
 from models import sparse
@@ -133,10 +133,8 @@ def covisitation(
             f"goal is {goal!r}; covisitation injects co-visits with its targets, which can only promote them: "
             "expected 'promote'"
         )
-    if track == "implicit" and budget is None:
-        raise ValueError(
-            "budget is None; covisitation has to know how many anchors a row clicks: give an integer"
-        )
+    if track == "implicit":
+        budget = fixed("covisitation", budget)
     counts("covisitation", k=k)
     one_of("covisitation", "normalization", normalization, get_args(victim.Normalization))
     threat = ThreatModel(fakes=fakes, budget=budget, clicks=clicks, track=track, knowledge="interactions")

@@ -24,8 +24,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
-from attacks.attack import Attack
-from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
+from attacks.attack import Attack, in_stages
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings, fixed
 from bilevel.project import column_mask, topk
 from models.data import Interactions, Profiles, inject, sample
 from models.evaluation import over_users
@@ -143,8 +143,7 @@ def dl_attack(
         raise ValueError(
             f"goal is {goal!r}; dl_attack's fake users click its targets, which promotes them: expected 'promote'"
         )
-    if budget is None:
-        raise ValueError("budget is None; dl_attack has to know how many fillers to take: give an integer")
+    budget = fixed("dl_attack", budget)
     counts("dl_attack", rounds=rounds, k=k, users=users, stages=stages)
     numbers("dl_attack", 0, open_end=True, learning_rate=learning_rate, weight=weight)
     numbers("dl_attack", 0, eta=eta, kappa=kappa, delta=delta)
@@ -187,9 +186,7 @@ class _Plan:
 
     def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
         """The next `ceil(F / stages)` fake users."""
-        fakes = state.rows.shape[0]
-        stop = jnp.minimum(state.made + -(-fakes // self.stages), fakes)
-        state = lax.fori_loop(state.made, stop, lambda _, state: self.make(state, train, targets), state)
+        state = in_stages(lambda held: self.make(held, train, targets), state, self.stages)
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:

@@ -29,7 +29,7 @@ from attacks.attack import Attack
 from attacks.fillers import most_clicked, share_of
 from attacks.reasoner import reasoner
 from attacks.refit import Refit, in_turn
-from attacks.threat import Goal, ThreatModel
+from attacks.threat import Goal, ThreatModel, fixed
 from models import ncr
 from models.data import Interactions, Profiles
 from models.recommender import Recommender, counts, given, numbers
@@ -171,8 +171,7 @@ def _check(config: dict[str, Any], model: Recommender) -> None:
     positive, ranged = ("learning_rate", "refine_rate", "pool"), ("rho", "noise")
     value = config.__getitem__
     counts("hcars", **{name: value(name) for name in ("users", "rounds")})
-    if value("budget") is None:
-        raise ValueError("budget is None; hcars has to know how many items to choose: give an integer")
+    fixed("hcars", value("budget"))
     for name in ("climb", "refine"):
         if value(name) != 0:
             counts("hcars", **{name: value(name)})

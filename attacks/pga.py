@@ -29,7 +29,7 @@ from attacks.attack import Attack
 from attacks.kkt import Factors, Ridge
 from attacks.objective import over_blocks
 from attacks.rating import RatingRule, draw_ratings, item_statistics, rate, target_rating, to_grid
-from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings, fixed
 from bilevel.project import column_mask, set_columns, topk
 from models.data import Interactions, Profiles, sample
 from models.recommender import counts, numbers
@@ -133,8 +133,7 @@ def pga(
     """
     config = {name: value for name, value in locals().items() if name != "clicks"}
     _refuse(track, goal, gradient, initial)
-    if budget is None:
-        raise ValueError("budget is None; pga has to know how many fillers to take: give an integer")
+    budget = fixed("pga", budget)
     both = _weights(goal, availability, integrity)
     counts("pga", steps=steps)
     numbers("pga", 0, open_end=True, learning_rate=learning_rate)

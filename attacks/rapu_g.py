@@ -24,7 +24,7 @@ from attacks.objective import Wish, make_objective
 from attacks.outer import Outer, Project, check_loop, loss_weights, surrogates
 from attacks.pgm import MStep, Pgm
 from attacks.surrogate import make_estimator
-from attacks.threat import Goal, ThreatModel
+from attacks.threat import Goal, ThreatModel, fixed
 from bilevel.descend import descend
 from bilevel.project import topk
 from bilevel.unroll import Memory
@@ -178,8 +178,7 @@ def popular_projection(budget: int, beta: float) -> Project:
     >>> popular_projection(1, 5.0)(jnp.array([[0.9, 0.0, 0.0, 0.0]]), train, jnp.array([3])).tolist()
     [[0.0, 0.0, 1.0, 1.0]]
     """
-    if budget is None:
-        raise ValueError("budget is None; rapu_g clicks a fixed number of items: give an integer")
+    budget = fixed("rapu_g", budget)
     if isinstance(beta, bool) or not isinstance(beta, numbers.Real) or not 0 <= float(beta) < math.inf:
         raise ValueError(f"beta is {beta!r}; expected a finite number >= 0")
 

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from attacks.attack import Attack
 from attacks.fillers import most_clicked, share_of
-from attacks.threat import Goal, ThreatModel
+from attacks.threat import Goal, ThreatModel, fixed
 from models import wrmf
 from models.data import Interactions, Profiles
 from models.recommender import Recommender
@@ -191,8 +191,7 @@ def _check(surrogate: Any, budget: Any, mode: Any, resample_users: Any, similari
             f"surrogate is {surrogate.name}, whose score is no inner product of factors, so there is nothing to "
             "reverse; give one such as models.wrmf.wrmf(), als, bpr or lightgcn"
         )
-    if budget is None:
-        raise ValueError("budget is None; rapu_r has to know how many proxy items to click: give an integer")
+    budget = fixed("rapu_r", budget)
     for name, value, options in (("mode", mode, Mode), ("similarity", similarity, Similarity)):
         if value not in get_args(options):
             raise ValueError(f"{name} is {value!r}; expected {' or '.join(map(repr, get_args(options)))}")

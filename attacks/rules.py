@@ -18,7 +18,7 @@ from attacks.attack import Attack
 from attacks.fillers import Fillers
 from attacks.rating import RatingRule, draw_ratings, item_statistics, rate
 from attacks.sequences import TargetMode, alternate, shuffled, target_clicks
-from attacks.threat import Goal, Knowledge, Ratings, ThreatModel, Track, as_ratings
+from attacks.threat import Goal, Knowledge, Ratings, ThreatModel, Track, as_ratings, fixed
 from models.data import Interactions, Profiles
 
 Grid = Ratings | tuple[float, float, float]
@@ -86,10 +86,8 @@ def build(
         raise ValueError(f"target_mode is {target_mode!r}; expected 'all' or 'split'")
     if track in rule.refused:
         raise ValueError(f"track is {track!r}, but {rule.name} {rule.refused[track]}")
-    if budget is None and track != "sequence":
-        raise ValueError(
-            f"budget is None, but {rule.name} needs budget, the number of filler items to click: give an integer"
-        )
+    if track != "sequence":
+        budget = fixed(rule.name, budget)
     knowledge = "popularity" if track == "explicit" and rule.knowledge == "items" else rule.knowledge
     threat = ThreatModel(
         fakes=fakes,

@@ -27,9 +27,9 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
-from attacks.attack import Attack
+from attacks.attack import Attack, in_stages
 from attacks.rating import draw_ratings, item_statistics
-from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings, fixed
 from bilevel.project import column_mask, topk
 from models import sparse
 from models.data import Interactions, Profiles, sample
@@ -142,8 +142,7 @@ def srwa(
         raise ValueError(
             "track is 'sequence'; srwa writes edges, which have no order: expected 'implicit' or 'explicit'"
         )
-    if budget is None:
-        raise ValueError("budget is None; srwa has to know how many fillers to take: give an integer")
+    budget = fixed("srwa", budget)
     counts("srwa", steps=steps, k=k, sweeps=sweeps, stages=stages, **given(users=users))
     numbers(
         "srwa", 0, open_end=True, learning_rate=learning_rate, weight=weight, width=width, restart=restart
@@ -193,10 +192,7 @@ class _Plan:
 
     def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
         """The next `ceil(F / stages)` fake users."""
-        fakes = state.rows.shape[0]
-        stop = jnp.minimum(state.made + -(-fakes // self.stages), fakes)
-        make = lambda _, state: self.make(state, train, targets)
-        state = lax.fori_loop(state.made, stop, make, state)
+        state = in_stages(lambda held: self.make(held, train, targets), state, self.stages)
         return state, {"loss": state.loss, "target_hr": state.target_hr}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:

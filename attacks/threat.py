@@ -170,6 +170,24 @@ def _check_option(name: str, given: object, options: tuple[str, ...]) -> None:
         raise ValueError(f"{name} is {given!r}; expected one of {', '.join(map(repr, options))}")
 
 
+def fixed(name: str, budget: int | None) -> int:
+    """The budget of an attack that clicks exactly so many items beside its targets.
+
+    Raises:
+        ValueError: None, which bounds nothing.
+
+    >>> fixed("pga", None)
+    Traceback (most recent call last):
+    ...
+    ValueError: budget is None, but pga needs budget, the number of filler items of a fake user: give an integer
+    """
+    if budget is None:
+        raise ValueError(
+            f"budget is None, but {name} needs budget, the number of filler items of a fake user: give an integer"
+        )
+    return budget
+
+
 def as_ratings(ratings: Any) -> Ratings:
     """Three numbers as the grid of the ratings.
 

@@ -24,11 +24,11 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 import bilevel
 from attacks import kkt
-from attacks.attack import Attack
+from attacks.attack import Attack, in_stages
 from attacks.kkt import Factors, Ridge
 from attacks.rating import draw_ratings, item_statistics, target_rating
 from attacks.srwa import lag
-from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings
+from attacks.threat import Goal, Ratings, ThreatModel, Track, as_ratings, fixed
 from bilevel.project import column_mask, topk
 from models.als import solve_spd
 from models.data import Interactions, Profiles, sample
@@ -151,8 +151,7 @@ def tna(
     """
     config = {name: value for name, value in locals().items() if name != "clicks"}
     _refuse(track, goal, subset, share, linear)
-    if budget is None:
-        raise ValueError("budget is None; tna has to know how many fillers to take: give an integer")
+    budget = fixed("tna", budget)
     share = config["share"] = 0.4 if share is None else share
     counts("tna", steps=steps, k=k, refresh=refresh, stages=stages)
     numbers("tna", 0, open_end=True, learning_rate=learning_rate, width=width)
@@ -237,9 +236,7 @@ class _Plan:
 
     def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
         """The next `ceil(F / stages)` fake users."""
-        fakes = state.rows.shape[0]
-        stop = jnp.minimum(state.made + -(-fakes // self.stages), fakes)
-        state = lax.fori_loop(state.made, stop, lambda _, held: self.make(held, train, targets), state)
+        state = in_stages(lambda held: self.make(held, train, targets), state, self.stages)
         return state, {"loss": state.loss, "target_hr": state.target_hr, "code": state.code}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:

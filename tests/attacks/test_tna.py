@@ -240,7 +240,7 @@ def test_influence_is_the_derivative_of_retraining_and_ranks_leaving_out(x64):
     [
         ({"track": "implicit"}, ValueError, "pga and revadv"),
         ({"goal": "availability"}, ValueError, "knows no others"),
-        ({"budget": None}, ValueError, "how many fillers"),
+        ({"budget": None}, ValueError, "budget is None"),
         ({"subset": "greedy"}, ValueError, "subset is 'greedy'"),
         ({"subset": "random", "share": 0.0}, ValueError, "share is 0.0"),
         ({"share": 0.5}, ValueError, "subset 'all' has every user in S"),
