@@ -254,7 +254,7 @@ def test_fillers_are_the_largest_after_the_step(rng, budget):
         ({"track": "implicit", "ratings": None, "initial": "item"}, "no ratings to start from"),
         ({"ratings": None}, "needs ratings"),
         ({"weight": 20.0}, "ratings have none"),
-        ({"budget": None}, "how many fillers"),
+        ({"budget": None}, "budget is None"),
         ({"goal": "availability", "integrity": 1.0}, "no targets"),
         ({"integrity": 0.0}, "nothing to ascend"),
         ({"availability": -1.0}, "availability=-1.0"),
