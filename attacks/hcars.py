@@ -25,10 +25,10 @@ import optax
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from attacks.attack import Attack
+from attacks.attack import Attack, in_stages
 from attacks.fillers import most_clicked, share_of
 from attacks.reasoner import reasoner
-from attacks.refit import Refit, in_turn
+from attacks.refit import Refit, learned, with_room
 from attacks.threat import Goal, ThreatModel, fixed
 from models import ncr
 from models.data import Interactions, Profiles
@@ -37,10 +37,12 @@ from models.train import fit
 
 
 class State(NamedTuple):
-    """The trained surrogate, the fake rows (F, I), and the key of the crafting."""
+    """The trained surrogate, the fake rows, how many are made, what is said of each, and the crafting's key."""
 
     embedding: Any
     rows: Float[Array, "F I"]
+    made: Int[Array, ""]
+    said: dict[str, Float[Array, " F"]]
     key: Key[Array, ""]
 
 
@@ -61,6 +63,7 @@ def hcars(
     enforce: bool = False,
     refit_every: int | None = None,
     refit_epochs: int | None = None,
+    stages: int = 10,
     goal: Goal = "promote",
 ) -> Attack:
     """H-CARS: fake users whose items, in the surrogate's logic, imply the targets.
@@ -82,15 +85,18 @@ def hcars(
         refit_every: fake users after which the surrogate learns on, from where it is, from the visible users and the
             fake users made so far, >= 1; None: never.
         refit_epochs: passes over the data each time, >= 1; None: 3. Only with `refit_every`.
+        stages: outer steps the fake users are divided into, >= 1: how often there is progress and a snapshot. The
+            profiles do not depend on it. In a run that `on_block` ends early, fake users not made yet have the targets
+            only.
         goal: "promote"; it serves no other.
 
     Returns:
-        An attack of one step, on clicks; `knowledge="interactions"`. The premises about a real user are all its visible
-        clicks, joined once after a training, in one pass over the clicks (`models.ncr.whole`); no later step costs more
-        for them. Its metrics: `before` and `after`, mean similarity of the targets to true over V without and with eps;
-        `accepted`, share of pairs of a fake user and a target for which inequality 12 holds; `objective` of eq. 13;
-        `jaccard`, mean over pairs of fake users. Without `refit_every` fake users do not depend on each other: the
-        first n of F are an attack with n.
+        An attack of `stages` steps, on clicks; `knowledge="interactions"`. The premises about a real user are all its
+        visible clicks, joined once after a training, in one pass over the clicks (`models.ncr.whole`); no later step
+        costs more for them. Its metrics, of the fake users made so far: `before` and `after`, mean similarity of the
+        targets to true over V without and with eps; `accepted`, share of pairs of a fake user and a target for which
+        inequality 12 holds; `objective` of eq. 13; `jaccard`, mean over pairs of fake users. Without `refit_every` fake
+        users do not depend on each other: the first n of F are an attack with n.
 
     Raises:
         TypeError, ValueError: an argument of the wrong kind, out of its range or without a use; a surrogate that is
@@ -113,64 +119,129 @@ def hcars(
 
     >>> attack = hcars(ncr.ncr(factors=4, epochs=1, batch=8), fakes=2, budget=3, climb=2, refine=1)
     >>> attack.name, attack.steps, attack.threat.knowledge
-    ('hcars', 1, 'interactions')
+    ('hcars', 10, 'interactions')
     """
     config = {**locals()}
     model = reasoner() if surrogate is None else surrogate
     _check(config, model)
     config["surrogate"] = model = _whole(model)
     threat = ThreatModel(fakes=fakes, budget=budget, goal=goal, knowledge="interactions")
+    climber = rounds, refine, refine_rate
+    plan = _Plan(
+        threat,
+        model,
+        budget,
+        users,
+        rho,
+        learning_rate,
+        climb,
+        pool,
+        climber,
+        noise,
+        enforce,
+        refit_every,
+        refit_epochs or 3,
+        stages,
+    )
+    show = ("objective", "accepted")
+    return Attack("hcars", config, threat, stages, plan.init, plan.step, plan.finish, show=show)
 
-    def init(key: Key[Array, ""], train: Interactions, targets: Int[Array, " T"], initial=None) -> State:
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """The checked settings, and the attack in functions of them."""
+
+    threat: ThreatModel
+    model: Recommender
+    budget: int
+    users: int
+    rho: float
+    learning_rate: float
+    climb: int
+    pool: float
+    climber: tuple[int, int, float]
+    noise: float
+    enforce: bool
+    refit_every: int | None
+    refit_epochs: int
+    stages: int
+
+    def init(self, key, train: Interactions, targets: Int[Array, " T"], initial=None) -> State:
+        """The trained surrogate, and fake users who have clicked nothing but the targets."""
         for_fit, for_craft = jax.random.split(key)
-        rows = jnp.zeros((threat.count(train.users), train.items)).at[:, targets].set(1)
-        return State(fit(model, train, for_fit).embedding, rows, for_craft)
+        rows = jnp.zeros((self.threat.count(train.users), train.items)).at[:, targets].set(1)
+        embedding = fit(self.model, train, for_fit).embedding
+        if self.refit_every is not None:
+            embedding = with_room(embedding, rows.shape[0])
+        nothing = jnp.full(rows.shape[0], jnp.nan)
+        said = {"before": nothing, "after": nothing, "accepted": nothing, "objective": nothing}
+        return State(embedding, rows, jnp.zeros((), jnp.int32), said, for_craft)
 
-    def step(state: State, train: Interactions, targets: Int[Array, " T"], test=None):
-        some, real = min(users, train.users), slice(0, train.users)
-        candidates = most_clicked(train, targets, max(share_of(pool, train.items), budget))
+    def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
+        """The next `ceil(F / stages)` fake users."""
+        state = in_stages(lambda held: self.make(held, train, targets), state, self.stages)
+        told = {name: jnp.nanmean(values) for name, values in state.said.items()}
+        return state, told | {"jaccard": _jaccard(finished(state), state.made)}
 
-        def one(embedding, key):
-            params = embedding["params"]
-            everybody = params["user"][real], embedding["clause"][real]
-            for_users, for_noise = jax.random.split(key)
-            seen = jax.random.permutation(for_users, train.users)[:some]
-            mean, spread = jnp.mean(everybody[0], 0), noise * jnp.std(everybody[0])
-            start = mean + spread * jax.random.normal(for_noise, mean.shape)
-            views = everybody[0][seen], everybody[1][seen]
-            moved, before, after = ideal(params, views, targets, rho, learning_rate, climb)
-            climber = rounds, refine, refine_rate
-            profile = lambda moved: _in_rounds(params, start, moved, candidates, budget, climber)
-            made = profile(moved)
-            holds = better(params, everybody, made[:2], targets, moved)
-            if enforce:
-                kept = jnp.where(holds[:, None], moved, params["item"][targets])
-                made = lax.cond(jnp.all(holds), lambda: made, lambda: profile(kept))
-            h, chosen, value = made
-            said = {"before": before, "after": after, "accepted": jnp.mean(holds.astype(float))}
-            return chosen, h, said | {"objective": value}
+    def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
+        """The rows; of fake users that are not made yet, the targets."""
+        return Profiles.from_rows(state.rows, targets, clicks_targets=True, width=self.budget + targets.size)
 
-        keys = jax.random.split(state.key, state.rows.shape[0])
-        if refit_every is None or refit_every >= len(keys):  # nobody would be made after the first refit
-            chosen, _, said = lax.map(lambda key: one(state.embedding, key), keys)
-        else:
-            key = jax.random.fold_in(state.key, len(keys))  # beside those of the fake users
-            refit = Refit(model, train, targets, budget, refit_epochs or 3, key)
-            chosen, said = in_turn(refit, one, state.embedding, keys, refit_every)
-        rows = jax.vmap(lambda row, items: row.at[items].set(1))(state.rows, chosen)
-        told = {name: jnp.mean(values.astype(float)) for name, values in said.items()}
-        return state._replace(rows=rows), told | {"jaccard": _jaccard(rows)}
+    def make(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> State:
+        """One more fake user; after every `refit_every` of them the surrogate learns on."""
+        number, fakes, every = state.made, state.rows.shape[0], self.refit_every
+        h, chosen, said = self.craft(
+            state.embedding, train, targets, jax.random.split(state.key, fakes)[number]
+        )
+        state = state._replace(
+            rows=state.rows.at[number, chosen].set(1),
+            made=number + 1,
+            said={name: values.at[number].set(said[name]) for name, values in state.said.items()},
+        )
+        if every is None:
+            return state
+        params = state.embedding["params"]
+        params = {**params, "user": params["user"].at[train.users + number].set(h)}
+        refit = Refit(self.model, train, targets, self.budget, self.refit_epochs)
+        key = jax.random.fold_in(jax.random.fold_in(state.key, fakes), number // every)
+        embedding = lax.cond(
+            (state.made % every == 0) & (state.made < fakes),  # after the last one nobody would read it
+            lambda: learned(refit, params, finished(state), key),
+            lambda: {**state.embedding, "params": params},
+        )
+        return state._replace(embedding=embedding)
 
-    def finish(state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:
-        return Profiles.from_rows(state.rows, targets, clicks_targets=True, width=budget + targets.size)
+    def craft(self, embedding: Any, train: Interactions, targets: Int[Array, " T"], key: Key[Array, ""]):
+        """A fake user's vector, its items and its metrics."""
+        params, real = embedding["params"], slice(0, train.users)
+        everybody = params["user"][real], embedding["clause"][real]
+        candidates = most_clicked(train, targets, max(share_of(self.pool, train.items), self.budget))
+        for_users, for_noise = jax.random.split(key)
+        seen = jax.random.permutation(for_users, train.users)[: self.users]
+        mean, spread = jnp.mean(everybody[0], 0), self.noise * jnp.std(everybody[0])
+        start = mean + spread * jax.random.normal(for_noise, mean.shape)
+        views = everybody[0][seen], everybody[1][seen]
+        moved, before, after = ideal(params, views, targets, self.rho, self.learning_rate, self.climb)
+        profile = lambda moved: _in_rounds(params, start, moved, candidates, self.budget, self.climber)
+        found = profile(moved)
+        holds = better(params, everybody, found[:2], targets, moved)
+        if self.enforce:
+            kept = jnp.where(holds[:, None], moved, params["item"][targets])
+            found = lax.cond(jnp.all(holds), lambda: found, lambda: profile(kept))
+        h, chosen, value = found
+        accepted = jnp.mean(holds.astype(value.dtype))
+        return h, chosen, {"before": before, "after": after, "accepted": accepted, "objective": value}
 
-    return Attack("hcars", config, threat, 1, init, step, finish, show=("objective", "accepted"))
+
+def finished(state: State) -> Float[Array, "F I"]:
+    """The rows of the fake users made so far, zeros for the others."""
+    return jnp.where((jnp.arange(state.rows.shape[0]) < state.made)[:, None], state.rows, 0)
 
 
 def _check(config: dict[str, Any], model: Recommender) -> None:
     positive, ranged = ("learning_rate", "refine_rate", "pool"), ("rho", "noise")
     value = config.__getitem__
-    counts("hcars", **{name: value(name) for name in ("users", "rounds")})
+    counts("hcars", **{name: value(name) for name in ("users", "rounds", "stages")})
     fixed("hcars", value("budget"))
     for name in ("climb", "refine"):
         if value(name) != 0:
@@ -369,9 +440,9 @@ def better(
     return lax.map(lambda pair: truth(pair[0]) >= truth(pair[1]), (moved, params["item"][targets]))
 
 
-def _jaccard(rows: Float[Array, "F I"]) -> Float[Array, ""]:
-    """Mean over pairs of fake users; NaN for one alone."""
+def _jaccard(rows: Float[Array, "F I"], made: Int[Array, ""]) -> Float[Array, ""]:
+    """Mean over pairs of the fake users made, whose rows are not empty; NaN for one alone."""
     both, size = rows @ rows.T, jnp.sum(rows, 1)
-    share = both / (size[:, None] + size[None] - both)
-    pairs = rows.shape[0] * (rows.shape[0] - 1)
+    share = both / jnp.maximum(size[:, None] + size[None] - both, 1)
+    pairs = made * (made - 1)
     return (jnp.sum(share) - jnp.trace(share)) / jnp.where(pairs > 0, pairs, jnp.nan)

@@ -6,10 +6,8 @@ iteration". How often and how long the surrogate is then trained is not said, se
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
@@ -19,53 +17,30 @@ from models.recommender import Recommender
 
 
 class Refit(NamedTuple):
-    """What the surrogate learns on with: itself, the visible data, targets and B of the fake users, epochs, a key."""
+    """What the surrogate learns on with: itself, the visible data, targets and B of the fake users, epochs."""
 
     model: Recommender
     train: Interactions
     targets: Int[Array, " T"]
     budget: int
     epochs: int
-    key: Key[Array, ""]
 
 
-def in_turn(
-    refit: Refit, one: Callable[[Any, Array], Any], embedding: Any, keys: Key[Array, " F"], every: int
-) -> tuple[Int[Array, "F B"], dict[str, Array]]:
-    """Fake users in groups of `every`; after each group the surrogate learns from all that there are.
+def with_room(embedding: Any, fakes: int) -> Any:
+    """The trained surrogate with a row for each of `fakes` more users, where it starts: at the mean of the others.
 
     Args:
-        refit: of the surrogate.
-        one: `(embedding, key) -> (items, vector, metrics)` of a fake user.
-        embedding: of the surrogate trained on the visible users; theirs come first in its tables.
-        keys: one a fake user.
-        every: size of a group, below F.
+        embedding: what scores read of it; the visible users come first in its tables.
+        fakes: F.
+
+    >>> grown = with_room({"params": {"user": jnp.array([[1.0], [3.0]])}, "clause": jnp.ones((2, 1))}, 1)
+    >>> grown["params"]["user"].ravel().tolist(), grown["clause"].ravel().tolist()
+    ([1.0, 3.0, 2.0], [1.0, 1.0, 0.0])
     """
-    real, items, F = refit.train.users, refit.train.items, keys.shape[0]
-    groups = -(-F // every)
     users = embedding["params"]["user"]
-    room = jnp.broadcast_to(jnp.mean(users, 0), (F, users.shape[1]))  # a row for each, filled when it is made
+    room = jnp.broadcast_to(jnp.mean(users, 0), (fakes, users.shape[1]))
     params = {**embedding["params"], "user": jnp.concatenate([users, room])}
-    rows = jnp.zeros((F, items)).at[:, refit.targets].set(1)
-
-    def group(carry, number):
-        embedding, rows = carry
-        at = number * every + jnp.arange(every)
-        chosen, h, said = lax.map(lambda key: one(embedding, key), keys[jnp.minimum(at, F - 1)])
-        rows = rows.at[at[:, None], chosen].set(1, mode="drop")
-        params = embedding["params"]
-        params = {**params, "user": params["user"].at[real + at].set(h, mode="drop")}
-        made = jnp.where((jnp.arange(F) < (number + 1) * every)[:, None], rows, 0)
-        embedding = lax.cond(
-            number + 1 < groups,
-            lambda: learned(refit, params, made, jax.random.fold_in(refit.key, number)),
-            lambda: {**embedding, "params": params},
-        )
-        return (embedding, rows), (chosen, said)
-
-    start = {"params": params, "clause": jnp.pad(embedding["clause"], ((0, F), (0, 0)))}
-    _, (chosen, said) = lax.scan(group, (start, rows), jnp.arange(groups))
-    return jax.tree.map(lambda a: a.reshape(-1, *a.shape[2:])[:F], (chosen, said))
+    return {"params": params, "clause": jnp.pad(embedding["clause"], ((0, fakes), (0, 0)))}
 
 
 def learned(refit: Refit, params: Any, rows: Float[Array, "F I"], key: Key[Array, ""]) -> Any:

@@ -12,6 +12,7 @@ import attacks
 import bilevel
 from attacks.driver import describe
 from attacks.surrogate import make_estimator
+from models import ncr
 from models.data import Interactions, Profiles
 from models.wrmf import wrmf
 
@@ -70,8 +71,20 @@ def test_a_revadv_run_continues_to_the_same_bytes(counting, train, key, tmp_path
     assert np.asarray(rest.profiles.to_rows()).tobytes() == np.asarray(whole.profiles.to_rows()).tobytes()
 
 
-def test_a_killed_run_of_fake_users_in_turn_continues_to_the_same_bytes(train, key, tmp_path):
-    attack = attacks.srwa(fakes=3, budget=3, steps=2, sweeps=3, users=5, k=3, stages=3)
+@pytest.mark.parametrize(
+    "attack",
+    [
+        attacks.srwa(fakes=3, budget=3, steps=2, sweeps=3, users=5, k=3, stages=3),
+        pytest.param(
+            attacks.hcars(
+                ncr.ncr(factors=4, epochs=1), fakes=3, budget=3, climb=2, refine=1, refit_every=1, stages=3
+            ),
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=lambda attack: attack.name,
+)
+def test_a_killed_run_of_fake_users_in_turn_continues_to_the_same_bytes(train, key, tmp_path, attack):
 
     def killed(block):
         if block.done == 2:
@@ -83,7 +96,8 @@ def test_a_killed_run_of_fake_users_in_turn_continues_to_the_same_bytes(train, k
     rest = attacks.run(attack, key, train, TARGETS, store=tmp_path)
     assert 0 < rest.resumed < 3 == rest.done
     assert np.asarray(rest.profiles.rows).tobytes() == np.asarray(whole.profiles.rows).tobytes()
-    np.testing.assert_array_equal(rest.history["loss"], whole.history["loss"])
+    for metric in attack.show:
+        np.testing.assert_array_equal(rest.history[metric], whole.history[metric])
 
 
 def test_progress_sees_every_step(train, key):

@@ -89,9 +89,9 @@ def test_it_reports_what_it_did(train):
     )
     profiles, history = attack.trace(KEY, train, jnp.array([2, 7]))
     assert profiles.to_rows().sum(1).tolist() == [6.0] * 3
-    assert float(history["after"][0]) >= float(history["before"][0])
-    assert 0 <= float(history["jaccard"][0]) <= 1
-    assert 0 <= float(history["accepted"][0]) <= 1
+    assert float(history["after"][-1]) >= float(history["before"][-1])
+    assert 0 <= float(history["jaccard"][-1]) <= 1
+    assert 0 <= float(history["accepted"][-1]) <= 1
 
 
 def everybody(params, train):
@@ -148,12 +148,12 @@ def test_enforced_an_eps_that_fails_is_none(x64, train, monkeypatch):
     free, told = run()
     none, _ = run(rho=0.0)
     assert not np.array_equal(free.to_rows(), none.to_rows())
-    assert float(told["accepted"][0]) == 1
+    assert float(told["accepted"][-1]) == 1
     np.testing.assert_array_equal(run(enforce=True)[0].to_rows(), free.to_rows())
     monkeypatch.setattr(module, "better", lambda *_: jnp.array([False, False]))
     held, told = run(enforce=True)
     np.testing.assert_array_equal(held.to_rows(), none.to_rows())
-    assert float(told["accepted"][0]) == 0
+    assert float(told["accepted"][-1]) == 0
 
 
 @pytest.mark.slow
@@ -165,6 +165,50 @@ def test_refits_change_later_fake_users_only(train):
     assert not np.array_equal(plain[2:], again[2:])
     np.testing.assert_array_equal(run(refit_every=3), plain)  # nobody comes after the first refit
     assert again.sum(1).tolist() == [5.0] * 3
+
+
+def test_each_group_reads_the_surrogate_that_learned_from_all_before_it(train, monkeypatch):
+    """Groups of two, of five fake users, in four stages: who has been made when each is, and with what vectors."""
+    module, targets = importlib.import_module("attacks.hcars"), jnp.array([2, 7])
+
+    def relearned(refit, params, rows, key):
+        clicks = jnp.sum(rows)  # what it was given, told to the next group in place of a training
+        return {"params": params, "clause": jnp.full((U + 5, 4), clicks)}
+
+    def craft(plan, embedding, train, targets, key):
+        nines = jnp.sum(embedding["params"]["user"][U:, 0] == 9)
+        said = {"before": embedding["clause"][0, 0], "after": nines, "accepted": 0.0, "objective": 0.0}
+        return jnp.full(4, 9.0), jnp.array([0, 1]), said
+
+    monkeypatch.setattr(module, "learned", relearned)
+    monkeypatch.setattr(module._Plan, "craft", craft)
+    attack = attacks.hcars(ncr.ncr(**SMALL), fakes=5, budget=2, refit_every=2, stages=4)
+    state = attack.init(KEY, train, targets)
+    clean = float(state.embedding["clause"][0, 0])
+    made = []
+    for _ in range(attack.steps):
+        state, told = jax.jit(attack.step)(state, train, targets)
+        made.append(int(state.made))
+    assert made == [2, 4, 5, 5]
+    np.testing.assert_allclose(
+        state.said["before"], [clean, clean, 8, 8, 16]
+    )  # two targets and two items each
+    assert state.said["after"].tolist() == [0, 1, 2, 3, 4]
+    assert float(told["after"]) == 2
+    assert float(told["jaccard"]) == 1
+
+
+@pytest.mark.slow
+def test_stages_change_nothing_and_what_is_made_early_stays(train):
+    targets, surrogate = jnp.array([2, 7]), ncr.ncr(**SMALL)
+    run = lambda stages: attacks.hcars(surrogate, **SPENT, refit_every=2, stages=stages)
+    whole = run(1)(KEY, train, targets).to_rows()
+    np.testing.assert_array_equal(run(2)(KEY, train, targets).to_rows(), whole)
+    first = run(2)
+    state, _ = jax.jit(first.step)(first.init(KEY, train, targets), train, targets)
+    early = first.finish(state, train, targets).to_rows()
+    np.testing.assert_array_equal(early[:2], whole[:2])
+    assert early[2].nonzero()[0].tolist() == [2, 7]
 
 
 @pytest.mark.slow
