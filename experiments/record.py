@@ -95,6 +95,17 @@ class Records:
         ]
 
 
+def known(spec: Mapping[str, Any], study: str) -> dict[str, Any] | None:
+    """What another study found for the same cell: the result on record in the project, None without one.
+
+    Args:
+        spec: a cell.
+        study: the other study, which runs the like cell by the same function.
+    """
+    record = Records(Path(__file__).parent / "records" / study).get({**spec, "study": study})
+    return None if record is None else record.result
+
+
 def about() -> dict[str, Any]:
     """On what this process runs: versions, device, peak memory so far in bytes.
 

@@ -11,7 +11,7 @@ import numpy as np
 from experiments import report
 from experiments.papers.apt import ATTACKS, DEFENSES, KINDS, PAPER, WORLDS, run
 from experiments.published import published
-from experiments.record import Record, Records
+from experiments.record import Record, known
 from experiments.study import Report, Spec, Study
 from models.evaluation import paired_t, robustness_improvement
 
@@ -55,9 +55,7 @@ def _cell(study: str, data: str, attack: str, kind: str, defense: str, seeds: in
 
 def run_again(spec: Spec) -> dict[str, Any]:
     """A cell of Table 3 is the cell of Table 2: read from its record, run where there is none."""
-    same = {**spec, "study": "apt-table2"}
-    known = Records(Path(__file__).resolve().parents[1] / "records" / "apt-table2").get(same)
-    return run(same) if known is None else known.result
+    return known(spec, "apt-table2") or run({**spec, "study": "apt-table2"})
 
 
 Cells = dict[tuple[str, str, str, str], Record]
