@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 
 import bilevel
 from attacks.counted import Offer, Ranker
-from models import gru4rec, lightgcn, ncf, pairs, wrmf
+from models import autorec, gru4rec, itemae, lightgcn, ncf, pairs, wrmf
 from models.data import Interactions, Profiles, inject
 from models.recommender import Params, Recommender
 from models.train import fit, grow
@@ -65,8 +65,8 @@ def tuned(model: Recommender, replay: bool, epochs: int, batch: int | None) -> R
         return embed(base, _with_rows(model, I, params, [leaf for _, leaf in real]))
 
     def embed(base: Learned, params: Params):
-        if model.embed is pairs.embed or kind == "sessions":
-            return params  # what it returns, without a copy of every table; sessions are read when they are asked for
+        if model.embed is pairs.embed or kind in ("sessions", "histories"):
+            return params  # what it returns, without a copy of every table; of the others, who is asked for is read
         return model.embed(params, jnp.zeros((0, base.train.items)), base.data)
 
     clean = lambda base: embed(base, base.params)
@@ -76,12 +76,15 @@ def tuned(model: Recommender, replay: bool, epochs: int, batch: int | None) -> R
             states = gru4rec.states(tuned, base.data, offer.users)
             tuned = {"state": states, "out": tuned["out"], "bias": tuned["out_bias"]}
             offer = Offer(jnp.arange(offer.users.shape[0]), offer.item)
+        elif kind == "histories":
+            tuned = {"user": autorec.states(tuned, base.data, offer.users), "item": itemae.decoder(tuned)}
+            offer = Offer(jnp.arange(offer.users.shape[0]), offer.item)
         return read_few(model, tuned, offer)
 
     return Ranker(open_, clean, update, read)
 
 
-Kind = Literal["rows", "graph", "sessions"]
+Kind = Literal["rows", "histories", "graph", "sessions"]
 
 
 def _kind(model: Recommender) -> Kind:
@@ -92,8 +95,10 @@ def _kind(model: Recommender) -> Kind:
             return "graph"
         if isinstance(data, gru4rec.Data):
             return "sessions"
-        if isinstance(data, pairs.Data) or (model.name == "autorec" and model.config["by"] == "user"):
+        if isinstance(data, pairs.Data):
             return "rows"
+        if isinstance(data, autorec.Data) and model.config["by"] == "user":
+            return "histories"
     raise ValueError(
         f"{model.name} does not learn from the clicks of single users, so it cannot be fine-tuned on the attackers' "
         'alone; use update="scratch"'
@@ -119,7 +124,7 @@ def _read_by(
     Of replayed users these are the last clicks: the older ones are no negatives of theirs.
     """
     data = model.prepare(few)
-    if kind == "rows" and not replay:
+    if kind == "histories" or (kind == "rows" and not replay):
         return data
     everything = model.prepare(_poisoned(train, clicks))
     if kind == "rows":

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 import bilevel
 from models import cells, itemae, sparse, wrmf
@@ -220,6 +220,22 @@ def _rated(data: Data, x: Float[Array, "F I"]) -> Float[Array, "F I"]:
 
 def _with_one(h: Float[Array, "B H"]) -> Float[Array, "B H+1"]:
     return jnp.concatenate([h, jnp.ones((h.shape[0], 1), h.dtype)], 1)
+
+
+def states(params: Any, data: Data, users: Int[Array, " B"]) -> Float[Array, "B H+1"]:
+    """`embed`'s rows of a few real users, by users and without fake ones, at the cost of their cells.
+
+    >>> from models.data import Interactions
+    >>> data = prepare(Interactions.from_arrays([0, 1, 2, 2], [0, 3, 1, 3], items=4), by="user")
+    >>> params, some = autorec(hidden=2).init(jax.random.key(0), 3, 4, 0), jnp.array([2, 0, 2])
+    >>> every = embed(params, jnp.zeros((0, 4)), data, by="user")["user"]
+    >>> bool(jnp.allclose(jax.jit(states)(params, data, some), every[some]))
+    True
+    """
+    distinct, place = jnp.unique(users, return_inverse=True, size=users.shape[0], fill_value=0)
+    there = jnp.arange(users.shape[0]) <= jnp.max(place)
+    data, _ = centered(data, jnp.zeros((0, data.cells.shape[1]), data.sound.dtype))
+    return data.sound * _hidden(params, *_take(data, bilevel.Batch(distinct, there)))[place]
 
 
 def embed(params: Any, x: Float[Array, "F I"], data: Data, *, by: By) -> Any:
