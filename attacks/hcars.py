@@ -180,7 +180,8 @@ class _Plan:
     def step(self, state: State, train: Interactions, targets: Int[Array, " T"], test=None):
         """The next `ceil(F / stages)` fake users."""
         state = in_stages(lambda held: self.make(held, train, targets), state, self.stages)
-        told = {name: jnp.nanmean(values) for name, values in state.said.items()}
+        made = jnp.arange(state.rows.shape[0]) < state.made
+        told = {name: jnp.mean(values, where=made) for name, values in state.said.items()}
         return state, told | {"jaccard": _jaccard(finished(state), state.made)}
 
     def finish(self, state: State, train: Interactions, targets: Int[Array, " T"]) -> Profiles:

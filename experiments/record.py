@@ -75,14 +75,23 @@ class Records:
         self, spec: Mapping[str, Any], result: Mapping[str, Any], *, seconds: float | None = None
     ) -> None:
         """Write a finished cell, with versions, device, peak memory and the seconds it took."""
+        self._write(spec, result, about() | ({} if seconds is None else {"seconds": seconds}))
+
+    def copy(self, record: Record, spec: Mapping[str, Any]) -> None:
+        """Write what another study found for the same cell, with where it ran and from which study it is."""
+        self._write(spec, record.result, record.about | {"copied_from": record.spec["study"]})
+
+    def beside(self, study: str) -> Records:
+        """The records of another study, in the folder beside this one."""
+        return Records(self.folder.parent / study)
+
+    def _write(self, spec: Mapping[str, Any], result: Mapping[str, Any], about: Mapping[str, Any]) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
-        body = {
-            "version": VERSION,
-            "spec": plain(dict(spec)),
-            "result": plain(dict(result)),
-            "about": about() | ({} if seconds is None else {"seconds": seconds}),
-        }
-        write_json_atomic(self.path(spec), body)
+        parts = {"spec": spec, "result": result, "about": about}
+        write_json_atomic(
+            self.path(spec),
+            {"version": VERSION, **{name: plain(dict(part)) for name, part in parts.items()}},
+        )
 
     def __iter__(self) -> Iterator[Record]:
         """All records, in the order of their file names."""
@@ -93,17 +102,6 @@ class Records:
         return [
             record for record in self if all(record.spec.get(name) == value for name, value in wanted.items())
         ]
-
-
-def known(spec: Mapping[str, Any], study: str) -> dict[str, Any] | None:
-    """What another study found for the same cell: the result on record in the project, None without one.
-
-    Args:
-        spec: a cell.
-        study: the other study, which runs the like cell by the same function.
-    """
-    record = Records(Path(__file__).parent / "records" / study).get({**spec, "study": study})
-    return None if record is None else record.result
 
 
 def about() -> dict[str, Any]:

@@ -34,6 +34,8 @@ class Study(NamedTuple):
         run: `spec -> result`, in terms of JSON.
         report: `(records of the study, folder for pictures) -> Report`.
         minutes: of the whole study on 2 cores, roughly; and of the quick one.
+        twins: other studies whose cells with the same values are the same cells, by one function: what they
+            have on record is copied.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Study(NamedTuple):
     run: Callable[[Spec], dict[str, Any]]
     report: Callable[[list[Record], Path], Report]
     minutes: tuple[float, float]
+    twins: tuple[str, ...] = ()
 
 
 def work(
@@ -76,6 +79,8 @@ def work(
     cells = chosen(study.cells(quick), only)
     todo = [spec for spec in cells if again or records.get(spec) is None]
     say(f"{study.name}: {len(cells)} cells, {len(cells) - len(todo)} done before")
+    if not again:
+        todo = [spec for spec in todo if not _copied(study, records, spec, say)]
     fresh = 60 * study.minutes[quick] / len(study.cells(quick))
     began, skipped, done = time.perf_counter(), 0, 0
     for number, spec in enumerate(todo):
@@ -100,6 +105,17 @@ def work(
     if skipped:
         say(f"time is up; {skipped} cells left. The same command goes on where this one stopped")
     return sum(records.get(spec) is None for spec in cells)
+
+
+def _copied(study: Study, records: Records, spec: Spec, say: Callable[[str], None]) -> bool:
+    """Whether a twin beside the records has the cell, which is then copied."""
+    for name in study.twins:
+        found = records.beside(name).get({**spec, "study": name})
+        if found is not None:
+            records.copy(found, spec)
+            say(f"{_text(spec)}: as in {name}")
+            return True
+    return False
 
 
 def chosen(cells: list[Spec], only: Mapping[str, str] | None) -> list[Spec]:

@@ -223,7 +223,7 @@ def _with_one(h: Float[Array, "B H"]) -> Float[Array, "B H+1"]:
 
 
 def states(params: Any, data: Data, users: Int[Array, " B"]) -> Float[Array, "B H+1"]:
-    """`embed`'s rows of a few real users, by users and without fake ones, at the cost of their cells.
+    """`embed`'s rows of a few real users, by users and without fake ones: in floats their cells only, in integers all.
 
     >>> from models.data import Interactions
     >>> data = prepare(Interactions.from_arrays([0, 1, 2, 2], [0, 3, 1, 3], items=4), by="user")

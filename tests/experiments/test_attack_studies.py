@@ -20,7 +20,7 @@ from experiments.papers import (
     rapu_sweeps,
     revadv_gowalla,
 )
-from experiments.record import Record, known
+from experiments.record import Record
 from models import registry
 from models.data import Interactions
 
@@ -134,18 +134,6 @@ def test_gowalla_has_three_seeds_one_after_the_other():
         assert [spec["seed"] for spec in cells] == sorted(spec["seed"] for spec in cells)
         assert {spec["seed"] for spec in cells} == {0, 1, 2}
         assert len({str(spec) for spec in cells}) == len(cells)
-
-
-def test_the_head_of_table_2_is_the_cell_of_fig_5(monkeypatch):
-    """Where one study has it on record, the other one trains nothing; another stratum or seed is its own."""
-    monkeypatch.setattr(revadv_gowalla, "setting", lambda spec: pytest.fail("trained again"))
-    fig5 = {"study": "revadv-fig5", "attack": "wrmf-sgd", "stratum": "head", "victim": "ItemCF", "seed": 0}
-    record = known(fig5, "revadv-fig5")
-    assert record is not None
-    assert revadv_gowalla.run({**fig5, "study": "revadv-table2"}) == record
-    assert known({**fig5, "seed": 99}, "revadv-fig5") is None
-    with pytest.raises(pytest.fail.Exception, match="trained again"):
-        revadv_gowalla.run({**fig5, "study": "revadv-table2", "seed": 99})
 
 
 def test_poisonrec_tables(tmp_path):

@@ -56,6 +56,23 @@ def test_cells_by_their_values_and_once_more(tmp_path):
         work(study(ran), records, quick=False, hours=None, say=said.append, only={"seed": "9"})
 
 
+def test_the_cells_of_a_twin_are_copied_with_where_they_ran(tmp_path):
+    """From the records beside these, unless asked to run again; what the twin lacks is run."""
+    ran, said = [], []
+    records, twin = Records(tmp_path / "squares"), Records(tmp_path / "squares-too")
+    twin.put({"study": "squares-too", "seed": 3}, {"value": -1}, seconds=77.0)
+    made = study(ran)._replace(twins=("squares-too",))
+    assert work(made, records, quick=False, hours=None, say=said.append) == 0
+    assert ran == [0, 1, 2, 4]
+    copied = records.get({"study": "squares", "seed": 3})
+    assert copied.result == {"value": -1}
+    assert (copied.about["seconds"], copied.about["copied_from"]) == (77.0, "squares-too")
+    assert "seed=3: as in squares-too" in said
+    work(made, records, quick=False, hours=None, say=said.append, only={"seed": "3"}, again=True)
+    assert records.get({"study": "squares", "seed": 3}).result == {"value": 9}
+    assert ran[-1] == 3
+
+
 def test_what_a_cell_will_take():
     record = lambda seconds, **spec: Record({"study": "s", **spec}, {}, {"seconds": seconds})
     records = [record(1.0, how="a", seed=0), record(3.0, how="a", seed=1), record(50.0, how="b", seed=0)]
