@@ -9,6 +9,7 @@ neighboring events. Fig. 6 is in poisonrec_strategy.py.
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,11 @@ from attacks.attack import Attack
 from attacks.environment import Environment, World, environment
 from attacks.poisonrec import fresh
 from experiments import report
+from experiments.crafts import FOLDER
 from experiments.paired import gap
 from experiments.papers.poisonrec_strategy import notes_of, planes, strategy
 from experiments.published import published
-from experiments.record import Record
+from experiments.record import Record, Records
 from experiments.study import Report, Spec, Study
 from models import registry
 from models.data import Interactions, Profiles, new_items
@@ -130,10 +132,11 @@ def run(spec: Spec) -> dict[str, Any]:
     }
     if attack.steps:
         last: dict[str, Any] = {}
-        done = attacks.run(
-            attack, key, train, targets, on_block=lambda block: last.update(state=block.state) or False
-        )
+        where = FOLDER / Records(FOLDER).path(spec).stem  # a killed cell goes on, also from its very end
+        seen = lambda block: last.update(state=block.state)
+        done = attacks.run(attack, key, train, targets, block=5, progress=seen, store=where)
         clicks = _final(spec["attack"], last["state"], for_draws, done.profiles)
+        shutil.rmtree(where)
         found |= {name: np.asarray(values).tolist() for name, values in done.history.items()}
         best = box.judge(world, _clicks(done.profiles), for_rewards)
         found |= {"best": float(best.recnum), "craft_seconds": done.seconds}
