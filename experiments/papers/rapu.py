@@ -245,7 +245,7 @@ def table2_report(records: list[Record], folder: Path) -> Report:
                 for fraction in sorted(FRACTIONS) if attack != "none" else [None]:
                     row = _row2(records, world, victim, attack, fraction)
                     rows += [row] if row else []
-            claims += _claims(records, world, victim)
+            claims += _agreement(records, world, victim) + _claims(records, world, victim)
     notes = [
         f"{report.SEEDS}; HR: share of real users with a target in their list (hr_any)",
         "the attacker crafts on 80% of a view (90% of the clicks, 10% false ones, random walk); victims train on 80% "
@@ -262,6 +262,36 @@ def table2_report(records: list[Record], folder: Path) -> Report:
     return Report("RAPU, Table 2", header, rows, list(dict.fromkeys(notes)), [_picture2(records, folder)])
 
 
+def _printed(world: str, victim: str, attack: str, fraction: float | None) -> float:
+    """The published cell; without an attack it is the same for all budgets."""
+    label = f"{(fraction or 0.01):.1%}".replace(".0%", "%")
+    return published("rapu", "table2", "values", WORLDS[world].table, victim, PAPER[attack], label)
+
+
+def _agreement(records: list[Record], world: str, victim: str) -> list[str]:
+    """How far our means are from the published cells, over those of three seeds or more; the same data only."""
+    if world != "ml":
+        return []
+    ratio: dict[str, float] = {}
+    for attack in (name for name in (*MAIN, *REST) if name in PAPER):
+        for fraction in sorted(FRACTIONS) if attack != "none" else [None]:
+            wanted: dict[str, Any] = {"data": world, "attack": attack}
+            wanted |= {} if fraction is None else {"fraction": fraction}
+            found = hits(records, **wanted).get(victim, {})
+            if len(found) >= 3:
+                label = attack if fraction is None else f"{attack} {100 * fraction:g}%"
+                ours = float(np.mean(list(found.values())))
+                ratio[label] = ours / _printed(world, victim, attack, fraction) - 1
+    if not ratio:
+        return []
+    low, high = min(ratio, key=ratio.__getitem__), max(ratio, key=ratio.__getitem__)
+    return [
+        f"{world}, {victim}: over the {len(ratio)} cells with three seeds or more, ours is off the published figure by "
+        f"{np.median(np.abs(list(ratio.values()))):.1%} in the median, from {ratio[low]:+.0%} ({low}) to "
+        f"{ratio[high]:+.0%} ({high})"
+    ]
+
+
 def _row2(
     records: list[Record], world: str, victim: str, attack: str, fraction: float | None
 ) -> list[str] | None:
@@ -273,18 +303,7 @@ def _row2(
         return None
     mine = [r for r in records if all(r.spec.get(name) == value for name, value in wanted.items())]
     mine = list({r.spec["seed"]: r for r in mine}.values())  # victims share a seed's fake users
-    shown = "-"
-    if attack in PAPER:
-        place = (
-            "rapu",
-            "table2",
-            "values",
-            WORLDS[world].table,
-            victim,
-            PAPER[attack],
-            f"{(fraction or 0.01):.1%}",
-        )
-        shown = f"{published(*place[:-1], place[-1].replace('.0%', '%')):.4f}"
+    shown = f"{_printed(world, victim, attack, fraction):.4f}" if attack in PAPER else "-"
     value = lambda name: report.interval([float(np.mean([r.result.get(name, np.nan) for r in mine]))], 0)
     gaps = [gap(found, _control(records, world, victim, name, fraction)) for name in CONTROLS]
     label = "-" if fraction is None else f"{fraction:.1%}".replace(".0%", "%")

@@ -66,6 +66,8 @@ def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
     claims = "\n".join(rapu.table2_report(found, tmp_path).notes)
     assert "too few seeds: covis +0.000 (2 seeds)" in claims
     assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
+    assert "ml, WRMF: over the 7 cells with three seeds or more, ours is off" in claims  # not none, not covis
+    assert "to +113% (rapu-g 3%)" in claims  # 0.202 of 0.095
     alone = rapu.table2_report([r for r in found if r.spec["seed"] < 2], tmp_path)
     assert "ml, WRMF, 3%, minus top-popular: too few seeds: revadv, rapu-g" in "\n".join(alone.notes)
 
