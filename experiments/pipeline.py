@@ -4,9 +4,9 @@
     -> metrics on real users
 
 All methods of a repetition share its split, its targets and the victim's key, so that differences are paired.
-WRMF and ALS draw the same factors for the real users however many fakes there are; ItemAE's layers are as
-wide as there are users and row batches are drawn over all rows, so there clean and attacked victims share no
-start.
+Fake users are users like any other to the victim and come after the real ones, so that a model of factors draws the
+same ones for the real users, up to a scale that counts users; ItemAE's layers are as wide as there are users, and
+batches are drawn over all of them, so there clean and attacked victims share no start.
 """
 
 from __future__ import annotations
@@ -109,14 +109,23 @@ def judge(
 def trained(victim: Recommender, case: Case, profiles: Profiles | None = None) -> tuple[Fitted, float]:
     """A victim trained on the real data and the fake users, and the seconds it took; arguments as in `judge`."""
     began = time.perf_counter()
-    train, rows = case.train, None
-    if profiles is not None and train.track == "sequence":  # order counts, and rows have none
-        train = inject(train, profiles)
-    elif profiles is not None:
-        # A model that divides ratings by the largest reads fake rows in that unit.
-        rows = jnp.asarray(profiles.to_rows(), jnp.float32) / victim.config.get("highest", 1.0)
-    fitted = jax.block_until_ready(fit(victim, train, case.keys["victim"], fakes_rows=rows))
+    train = case.train if profiles is None else poisoned(case.train, profiles)
+    fitted = jax.block_until_ready(fit(victim, train, case.keys["victim"]))
     return fitted, time.perf_counter() - began
+
+
+def poisoned(train: Interactions, profiles: Profiles) -> Interactions:
+    """The fake users among the real ones, so that a victim's work follows their clicks and not fakes x items.
+
+    The capacity is what they need, up to a 64th of the real events, so that attacks share the victim's compilation.
+
+    >>> train = Interactions.from_arrays([0, 1], [0, 2])
+    >>> poisoned(train, Profiles.from_rows(np.eye(2, 3), targets=[1])).capacity
+    4
+    """
+    clicks = int(jnp.sum(profiles.to_rows() > 0)) if profiles.clicks is None else profiles.clicks.size
+    step = max(train.capacity // 64, 1)
+    return inject(train, profiles, train.capacity + -(-clicks // step) * step)
 
 
 def measured(fitted: Fitted, case: Case, *, k: int = 50) -> dict[str, float]:

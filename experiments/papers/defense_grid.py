@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool
 
@@ -29,7 +28,7 @@ from defenses.helped import apt_surrogate
 from experiments import report
 from experiments.crafts import crafted
 from experiments.papers import rapu
-from experiments.pipeline import Case, measured, trained
+from experiments.pipeline import Case, measured, poisoned, trained
 from experiments.record import Record
 from experiments.study import Report, Spec, Study
 from models import registry
@@ -171,21 +170,18 @@ def defended(
     """The victim behind a defense, and for a filter how many it flagged and which real users it kept."""
     hardened = _hardened(defense, *rapu.WORLDS["ml"].victims[victim])
     if isinstance(hardened, Defense):
-        data = case.train if profiles is None else inject(case.train, profiles)  # whom it is not told
+        data = case.train if profiles is None else poisoned(case.train, profiles)  # whom it is not told
         fitted, told = hardened.trace(data, case.keys["victim"])
         return fitted, {name: np.asarray(told[name]).tolist() for name in ("negative", "items")}, None
     if not defense.startswith("filter:"):
         return trained(hardened, case, profiles)[0], {}, None
-    train = case.train if profiles is None else inject(case.train, profiles)
-    _, users = filtered(train, DETECTORS[defense.removeprefix("filter:")], LEVEL)
+    data = case.train if profiles is None else poisoned(case.train, profiles)
+    left, users = filtered(data, DETECTORS[defense.removeprefix("filter:")], LEVEL)
     real = case.train.users
-    facts, kept = {"flagged_real": float(users[:real].mean())}, ~users[:real]
-    own = case.train.keep(jnp.asarray(kept)[case.train.user])
-    if profiles is None:
-        return fit(hardened, own, case.keys["victim"]), facts, kept
-    facts["flagged_fake"] = float(users[real:].mean())
-    rows = jnp.where(users[real:, None], 0.0, jnp.asarray(profiles.to_rows(), jnp.float32))
-    return fit(hardened, own, case.keys["victim"], fakes_rows=rows), facts, kept
+    facts = {"flagged_real": float(users[:real].mean())}
+    if profiles is not None:
+        facts["flagged_fake"] = float(users[real:].mean())
+    return fit(hardened, left, case.keys["victim"]), facts, ~users[:real]
 
 
 # ------------------------------------------------------------------------------------------------ the study

@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.pipeline import Case, judge, make_case, profile_facts, trained
-from models import mf, wrmf
+from experiments.pipeline import Case, judge, make_case, poisoned, profile_facts, trained
+from models import bpr, mf, wrmf
 from models.data import Interactions, Profiles
 
 
@@ -56,9 +56,18 @@ def test_unknown_split(case):
         make_case(case.train, 0, jnp.array([1]), "leave-one-out")
 
 
-def test_fake_ratings_reach_a_model_in_its_unit():
-    train = Interactions.from_dense(np.arange(20).reshape(5, 4) % 6.0, track="explicit")
-    fakes = Profiles.from_rows(np.array([[5.0, 0.0, 4.0, 0.0]]), targets=np.array([0]), track="explicit")
-    case = Case(train, train, np.array([0]), None, jax.random.key(0))
-    fitted, _ = trained(mf.mf(factors=2, epochs=1, highest=5.0), case, fakes)
-    np.testing.assert_allclose(fitted.x, [[1.0, 0.0, 0.8, 0.0]])
+@pytest.mark.parametrize("track", ["implicit", "explicit"])
+def test_the_victim_reads_fake_users_as_users(track):
+    """Clicks and ratings as they are, and room for no more than a 64th beyond what they need."""
+    highest = 2.0 if track == "implicit" else 6.0
+    train = Interactions.from_dense(np.arange(300).reshape(30, 10) % highest, track=track)
+    rows = np.zeros((2, 10), np.float32)
+    rows[:, [1, 4]] = 1 if track == "implicit" else [[5, 4], [3, 2]]
+    fakes = Profiles.from_rows(rows, targets=np.array([1]), track=track)
+    model = mf.mf(factors=2, epochs=1, highest=5.0) if track == "explicit" else bpr.bpr(factors=2, epochs=1)
+    fitted, _ = trained(model, Case(train, train, np.array([1]), None, jax.random.key(0)), fakes)
+    assert fitted.params["user"].shape[0] == 32
+    assert fitted.x.shape == (0, 10)
+    data = poisoned(train, fakes)
+    np.testing.assert_array_equal(data.dense()[30:], rows)
+    assert int(data.count) <= data.capacity <= int(data.count) + train.capacity // 64 + 1
