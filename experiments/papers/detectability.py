@@ -15,11 +15,11 @@ import numpy as np
 
 from experiments import report
 from experiments.papers import rapu, revadv_gowalla
-from experiments.pipeline import Case
+from experiments.pipeline import Case, poisoned
 from experiments.record import Record
 from experiments.study import Report, Spec, Study
 from models import registry
-from models.data import Profiles, inject
+from models.data import Profiles
 from models.evaluation import mean_jaccard, neighbor_purity, plane, popularity_distance
 from models.train import fit
 
@@ -58,11 +58,7 @@ def setting(spec: Spec) -> tuple[Case, Profiles, dict[str, Any]]:
 def run(spec: Spec) -> dict[str, Any]:
     """Craft, inject, train the two models, measure and project."""
     case, profiles, facts = setting(spec)
-    F, clicks = profiles.fakes, round(float(profiles.to_rows().sum()))
-    room = (
-        None if spec["data"] == "ml" else case.train.capacity + clicks
-    )  # a slot a cell of a row is too many
-    poisoned = inject(case.train, profiles, room)
+    F, data = profiles.fakes, poisoned(case.train, profiles)
     values: dict[str, Any] = {
         **facts,
         "popularity_distance": popularity_distance(profiles, case.train),
@@ -71,7 +67,7 @@ def run(spec: Spec) -> dict[str, Any]:
     }
     shown = np.random.default_rng(spec["seed"]).choice(case.train.users, DRAWN, replace=False)
     for space, (name, preset) in SPACES[spec["data"]].items():
-        fitted = fit(registry.make(name, preset), poisoned, case.keys["victim"])
+        fitted = fit(registry.make(name, preset), data, case.keys["victim"])
         latent = np.asarray(jax.block_until_ready(fitted.embedding["user"]))
         values[f"purity {space}"] = neighbor_purity(latent, F, k=min(NEIGHBORS, F - 1))
         if spec["seed"] == 0:
