@@ -247,7 +247,7 @@ def table3_report(records: list[Record], folder: Path) -> Report:
         "and ConsLOP, which plans from the co-visits of neighboring events, have no cells",
         "ConsLOP plans for the place in an item's list of the catalog that is among the 10 best of 100 candidates",
         "AppGrad's estimate wanders off the targets here: its row is close to the best of its start",
-        "NGCF is trained for 120 epochs of batches of 8192 at rate 0.001 (its own code: 400 of 1024 at 0.0001, hours here)",
+        "NGCF is trained for 120 epochs of batches of 8192 at rate 0.001 (its own code, 400 of 1024 at 0.0001: hours)",
         "steps in the records: "
         + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
         "best of the four heuristics (Table IV), ours: "
