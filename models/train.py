@@ -66,7 +66,8 @@ def fit(
         model: made by a factory (`wrmf`, `als`, ...).
         train: the real interactions, or poisoned ones from `models.data.inject`.
         key: draws the initial parameters, the order of batches, and nothing else.
-        fakes_rows: (F, I) rows in [0, 1] of fake users kept apart from `train`, relaxed or hard.
+        fakes_rows: (F, I) rows in [0, 1] of fake users kept apart from `train`, relaxed or hard. Every cell costs;
+            hard ones are the same users, and cost their clicks only, if `models.data.inject` puts them into `train`.
         params0: start from these (fine-tuning); None: from the model's own initialization. `grow` fits
             parameters trained with fewer users.
 
