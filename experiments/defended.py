@@ -22,9 +22,9 @@ from attacks.driver import describe
 from bilevel.atomic import plain
 from experiments import report
 from experiments.campaign import Campaign, case_of, check_same, craft, facts_of
-from experiments.pipeline import Case, measured, profile_facts
+from experiments.pipeline import Case, measured, poisoned, profile_facts
 from experiments.record import Record, Records
-from models.data import Dataset, Interactions, Profiles, inject
+from models.data import Dataset, Interactions, Profiles
 from models.evaluation import robustness_improvement
 from models.saved import facts
 from models.train import Fitted
@@ -170,11 +170,11 @@ def judged(
 ) -> dict[str, Any]:
     """Every defense on the clean and on the poisoned data, judged on the real users."""
     found: dict[str, Any] = {}
-    poisoned = inject(case.train, profiles)
+    both = {"clean": case.train, "attacked": poisoned(case.train, profiles)}
     for name, train in defenses.items():
         say(f"  {name}: training, clean and attacked")
         found[name] = {}
-        for at, data in (("clean", case.train), ("attacked", poisoned)):
+        for at, data in both.items():
             began = time.perf_counter()
             fitted = jax.block_until_ready(train(data, case.keys["victim"]))
             seconds = time.perf_counter() - began
