@@ -5,8 +5,8 @@
 
 All methods of a repetition share its split, its targets and the victim's key, so that differences are paired.
 Fake users are users like any other to the victim and come after the real ones, so that a model of factors draws the
-same ones for the real users, up to a scale that counts users; ItemAE's layers are as wide as there are users, and
-batches are drawn over all of them, so there clean and attacked victims share no start.
+same ones for the real users, up to a scale that counts users; ItemAE's layers are as wide as there are users, so there
+clean and attacked victims share no start. Batches are drawn over all users or clicks: their order is another one.
 """
 
 from __future__ import annotations
@@ -117,13 +117,17 @@ def trained(victim: Recommender, case: Case, profiles: Profiles | None = None) -
 def poisoned(train: Interactions, profiles: Profiles) -> Interactions:
     """The fake users among the real ones, so that a victim's work follows their clicks and not fakes x items.
 
-    The capacity is what they need, up to a 64th of the real events, so that attacks share the victim's compilation.
+    The capacity is what they need, rounded up by a 64th of the real data's, so that attacks share the victim's
+    compilation.
 
     >>> train = Interactions.from_arrays([0, 1], [0, 2])
     >>> poisoned(train, Profiles.from_rows(np.eye(2, 3), targets=[1])).capacity
     4
     """
-    clicks = int(jnp.sum(profiles.to_rows() > 0)) if profiles.clicks is None else profiles.clicks.size
+    if profiles.clicks is not None and train.track == "sequence":
+        clicks = profiles.clicks.size
+    else:
+        clicks = int(jnp.sum(profiles.to_rows() > 0))
     step = max(train.capacity // 64, 1)
     return inject(train, profiles, train.capacity + -(-clicks // step) * step)
 

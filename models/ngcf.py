@@ -115,8 +115,8 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     "brief": {"learning_rate": 1e-3, "epochs": 120, "batch": 8192},
     "recbole": {"learning_rate": 1e-3, "epochs": 300, "batch": 2048},
 }
-"""The settings of papers and libraries, by name (PoisonRec points to NGCF's own code). "brief" takes a 26th of the
-paper's steps at ten times its rate: every step passes over the whole graph, and theirs take hours on a CPU.
+"""The settings of papers and libraries, by name (PoisonRec points to NGCF's own code). "brief" takes about a 26th of
+the paper's steps at ten times its rate: every step passes over the whole graph, and theirs take hours on a CPU.
 """
 
 

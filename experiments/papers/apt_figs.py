@@ -58,7 +58,7 @@ def _cell(study: str, data: str, kind: str, defense: str, seeds: int, **more: An
 def ablation_report(records: list[Record], folder: Path) -> Report:
     """A row an inverse; the verdict is the paired difference to CG on the full Hessian."""
     found = {tuple(r.spec[name] for name in ("data", "targets", "defense")): r for r in records}
-    header = ["data", "targets", "inverse", "target HR", "test HR", "s a seed", "HR - CG's", "p"]
+    header = ["data", "targets", "inverse", "seeds", "target HR", "test HR", "s a seed", "HR - CG's", "p"]
     rows = []
     for (data, kind, defense), record in sorted(found.items()):
         base = found.get((data, kind, "apt-own" if defense.endswith("-own") else "apt"))
@@ -73,7 +73,7 @@ def ablation_report(records: list[Record], folder: Path) -> Report:
             test = paired_t(values["hr_mean"][:shared], base.result["hr_mean"][:shared])
             against = [f"{test.difference:+.4f}", f"{test.p:.2g}"]
         seconds = record.result["train_seconds"] / record.spec["seeds"]
-        rows.append([data, kind, defense, *shown, f"{seconds:.1f}", *against])
+        rows.append([data, kind, defense, str(record.spec["seeds"]), *shown, f"{seconds:.1f}", *against])
     notes = [
         *_verdicts(found),
         "Average attack, 3%; target hr_mean@50 and HR@50 of the held-out item; p: paired t-test, shared seeds",

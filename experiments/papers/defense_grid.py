@@ -28,7 +28,7 @@ from defenses.helped import apt_surrogate
 from experiments import report
 from experiments.crafts import crafted
 from experiments.papers import rapu
-from experiments.pipeline import Case, measured, poisoned, trained
+from experiments.pipeline import Case, measured, poisoned
 from experiments.record import Record
 from experiments.study import Report, Spec, Study
 from models import registry
@@ -169,13 +169,14 @@ def defended(
 ) -> tuple[Fitted, dict[str, Any], Bool[np.ndarray, " U"] | None]:
     """The victim behind a defense, and for a filter how many it flagged and which real users it kept."""
     hardened = _hardened(defense, *rapu.WORLDS["ml"].victims[victim])
+    data = (
+        case.train if profiles is None else poisoned(case.train, profiles)
+    )  # no defense is told who is fake
     if isinstance(hardened, Defense):
-        data = case.train if profiles is None else poisoned(case.train, profiles)  # whom it is not told
         fitted, told = hardened.trace(data, case.keys["victim"])
         return fitted, {name: np.asarray(told[name]).tolist() for name in ("negative", "items")}, None
     if not defense.startswith("filter:"):
-        return trained(hardened, case, profiles)[0], {}, None
-    data = case.train if profiles is None else poisoned(case.train, profiles)
+        return fit(hardened, data, case.keys["victim"]), {}, None
     left, users = filtered(data, DETECTORS[defense.removeprefix("filter:")], LEVEL)
     real = case.train.users
     facts = {"flagged_real": float(users[:real].mean())}

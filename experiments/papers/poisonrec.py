@@ -247,7 +247,8 @@ def table3_report(records: list[Record], folder: Path) -> Report:
         "and ConsLOP, which plans from the co-visits of neighboring events, have no cells",
         "ConsLOP plans for the place in an item's list of the catalog that is among the 10 best of 100 candidates",
         "AppGrad's estimate wanders off the targets here: its row is close to the best of its start",
-        "NGCF is trained for 120 epochs of batches of 8192 at rate 0.001 (its own code, 400 of 1024 at 0.0001: hours)",
+        "NGCF is trained for 120 epochs of batches of 8192 at rate 0.001, the rate of its updates too (its own code: "
+        "400 epochs of 1024 at 0.0001, hours)",
         "steps in the records: "
         + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
         "best of the four heuristics (Table IV), ours: "
@@ -281,10 +282,10 @@ def _lead(records: list[Record]) -> list[str]:
         }
         if not of["PoisonRec"]:
             continue
-        told = [value for r in mine for value in r.result.get("mean_reward", [])]
-        if max([*told, *(value for found in of.values() for value in found.values())]) == 0:
+        told = [r.result["mean_reward"] for r in mine if r.spec["attack"] == "PoisonRec"]
+        if max(value for found in (*told, *(each.values() for each in of.values())) for value in found) == 0:
             said.append(
-                f"{data}, {ranker}: every RecNum is 0, in PoisonRec's {len(told)} steps of training too: no attack "
+                f"{data}, {ranker}: every RecNum is 0, in PoisonRec's {len(told[0])} steps of training too: no attack "
                 "brings a target into a list within the 10 epochs of the update, so there is no reward to learn from; "
                 "whether a longer update or smaller batches do is what poisonrec-updates asks"
             )
