@@ -37,6 +37,8 @@ def _set_environment() -> None:
 
 
 _set_environment()
+# Tracing makes many objects that live: with Python's own thresholds the collector looks at all of them again and again.
+gc.set_threshold(100_000, 20, 50)
 
 import hypothesis
 import jax
