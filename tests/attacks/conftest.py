@@ -34,7 +34,7 @@ def counting() -> Recommender:
 
 
 @pytest.fixture
-def few_clicks(rng) -> Interactions:
+def train(rng) -> Interactions:
     """Nine users and twelve items; the first user has at least four clicks, everybody one."""
     dense = (rng.random((9, 12)) < 0.4).astype(float)
     dense[:, 0] += dense.sum(1) == 0
@@ -43,8 +43,8 @@ def few_clicks(rng) -> Interactions:
 
 
 @pytest.fixture
-def logic():
-    """Parameters of NCR for `few_clicks`, large enough that cosines are well away from rounding."""
+def params():
+    """Parameters of NCR for `train`, large enough that cosines are well away from rounding."""
     leaves, shape = jax.tree.flatten(ncr.ncr(factors=4).init(jax.random.key(0), 9, 12, 0))
     keys = jax.random.split(jax.random.key(1), len(leaves))
     return shape.unflatten([jax.random.normal(k, leaf.shape) for k, leaf in zip(keys, leaves, strict=True)])

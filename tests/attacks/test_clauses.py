@@ -11,16 +11,6 @@ from models import ncr
 I = 12
 
 
-@pytest.fixture
-def train(few_clicks):
-    return few_clicks
-
-
-@pytest.fixture
-def params(logic):
-    return logic
-
-
 def everybody(params, train):
     return params["user"], ncr.whole(params, ncr.prepare(train))
 

@@ -17,16 +17,6 @@ U, I = 9, 12
 SMALL = {"factors": 4, "epochs": 2, "batch": 16}
 
 
-@pytest.fixture
-def train(few_clicks):
-    return few_clicks
-
-
-@pytest.fixture
-def params(logic):
-    return logic
-
-
 @pytest.mark.slow
 def test_it_reports_what_it_did(train):
     found = made(np.array([0, 1]), np.array([9, 8]), [[1, 3], None], np.array([5, -1]))

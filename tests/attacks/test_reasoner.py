@@ -15,16 +15,6 @@ U, I = 9, 12
 SMALL = {"factors": 4, "epochs": 2, "batch": 16}
 
 
-@pytest.fixture
-def train(few_clicks):
-    return few_clicks
-
-
-@pytest.fixture
-def params(logic):
-    return logic
-
-
 def alike(params, data, asked):
     """cos(c, c_CF) by the definition: clauses of lists, one pair at a time."""
     system, found = ncr.logic_of(params), []

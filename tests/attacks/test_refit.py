@@ -14,16 +14,6 @@ U, I = 9, 12
 SMALL = {"factors": 4, "epochs": 2, "batch": 16}
 
 
-@pytest.fixture
-def train(few_clicks):
-    return few_clicks
-
-
-@pytest.fixture
-def params(logic):
-    return logic
-
-
 @pytest.mark.slow
 def test_learning_on_is_a_fit_of_the_injected_data(x64, train, params):
     """The same steps by hand: the poisoned data, Adam anew, the surrogate's own batches."""
