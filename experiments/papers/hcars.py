@@ -132,7 +132,7 @@ def _victim(world: str, name: str) -> Recommender:
     return registry.make("rcf", relations=known, epochs=20, **RCF)
 
 
-def poisoned(
+def with_room(
     train: Interactions, rows: np.ndarray | None, targets: np.ndarray, *, fakes: int, width: int
 ) -> Interactions:
     """The real users and room for `fakes` more, the first of which have these rows.
@@ -140,7 +140,7 @@ def poisoned(
     So data with few, many or no fake users have one size: one compilation, and victims that start alike.
 
     >>> train = Interactions.from_arrays([0, 1], [2, 3], items=5)
-    >>> poisoned(train, np.eye(1, 5), np.array([0]), fakes=2, width=3).dense().sum(1).tolist()
+    >>> with_room(train, np.eye(1, 5), np.array([0]), fakes=2, width=3).dense().sum(1).tolist()
     [1.0, 1.0, 1.0, 0.0]
     """
     room = np.zeros((fakes, train.items), np.float32)
@@ -153,7 +153,7 @@ def trained(world: str, seed: int, victim: str, rows: np.ndarray | None) -> tupl
     """A victim of a repetition, and what it was trained on."""
     case, targets = case_of(world, seed), np.asarray(case_of(world, seed).targets)
     sizes = {"fakes": int(LARGEST * case.train.users), "width": WORLDS[world].budget + targets.size}
-    data = poisoned(case.train, rows, targets, **sizes)
+    data = with_room(case.train, rows, targets, **sizes)
     return jax.block_until_ready(fit(_victim(world, victim), data, case.keys["victim"])), data
 
 

@@ -86,7 +86,7 @@ def test_room_for_fake_users_is_the_same_for_any_number_of_them(rng):
     train = Interactions.from_dense((rng.random((6, 9)) < 0.4).astype(float))
     rows = np.zeros((2, 9))
     rows[0, [1, 4]] = rows[1, [1, 5, 7]] = 1
-    none, two = (hcars.poisoned(train, given, np.array([1]), fakes=4, width=3) for given in (None, rows))
+    none, two = (hcars.with_room(train, given, np.array([1]), fakes=4, width=3) for given in (None, rows))
     assert (none.users, none.capacity) == (two.users, two.capacity) == (10, train.capacity + 12)
     np.testing.assert_array_equal(none.dense()[:6], train.dense())
     np.testing.assert_array_equal(two.dense()[6:8], rows)

@@ -71,3 +71,11 @@ def test_the_victim_reads_fake_users_as_users(track):
     data = poisoned(train, fakes)
     np.testing.assert_array_equal(data.dense()[30:], rows)
     assert int(data.count) <= data.capacity <= int(data.count) + train.capacity // 64 + 1
+
+
+def test_fake_sequences_keep_their_order():
+    train = Interactions.from_arrays([0, 0, 1], [2, 0, 2], items=4, track="sequence")
+    clicks = [[3, 0, 3], [1, 1, 2]]
+    data = poisoned(train, Profiles.from_clicks(clicks, targets=[3], items=4))
+    assert (data.users, data.capacity) == (4, 9)
+    np.testing.assert_array_equal(np.asarray(data.item)[data.mask & (data.user >= 2)], np.ravel(clicks))
