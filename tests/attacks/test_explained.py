@@ -15,11 +15,6 @@ KEY = jax.random.key(0)
 U, I = 9, 12
 
 
-@pytest.fixture
-def train(few_clicks):
-    return few_clicks
-
-
 def test_clicks_of_the_sets_are_no_longer_clicks(train):
     asked = made(np.array([0, 0, 4]), np.array([9, 10, 8]), [[1, 3, 11], None, [2]], np.array([5, -1, 1]))
     before, after = (np.asarray(part.dense()) for part in (train, as_negatives(train, asked)))
