@@ -27,7 +27,7 @@ from attacks.policy import target_share
 from attacks.threat import Goal, ThreatModel
 from bilevel.project import simplex
 
-Directions = Literal["gaussian", "svd"]
+Directions = Literal["svd", "gaussian"]
 
 
 class State(NamedTuple):
@@ -53,8 +53,8 @@ def appgrad(
     clicks: int = 20,
     queries: int = 3200,
     directions: int = 16,
-    kind: Directions = "gaussian",
-    radius: float = 0.5,
+    kind: Directions = "svd",
+    radius: float = 1.0,
     learning_rate: float = 0.5,
     goal: Goal = "promote",
 ) -> Attack:
@@ -66,9 +66,8 @@ def appgrad(
         clicks: T, clicks of each, >= 1.
         queries: trials in all, at least `2 * directions`; there are `queries // (2 * directions)` steps.
         directions: q, >= 1; for "svd" at most N.
-        kind: "gaussian": `V = a b'` with standard normal `a`, `b`, whose mean is the gradient of a smoothed f; "svd":
-            the leading singular directions of Z, each with a largest entry of 1, which do not leave the items clicked
-            now.
+        kind: "svd": the leading singular directions of Z, each with a largest entry of 1, which do not leave the items
+            clicked now; "gaussian": `V = a b'` with standard normal `a`, `b`, for catalogs of tens of items.
         radius: c > 0, in clicks; above 0.5 for "svd": from whole counts, less is rounded away.
         learning_rate: eta > 0, in clicks: the most that an entry moves in a step.
         goal: `"promote"`: f = -RecNum; `"demote"`: f = RecNum. RecNum knows no availability.
@@ -84,13 +83,10 @@ def appgrad(
     Reference: Christakopoulou, Banerjee, RecSys 2019; Song et al., ICDE 2020, section IV-A.
 
     **Differs from the paper:** the paper starts from samples of a generative network trained on real profiles; here, as
-    in PoisonRec's comparison, half of the clicks are on targets and the others on any item. It takes singular
-    directions; random ones of rank one are the default. The gradient is divided by its largest entry, rows keep their
-    sum, and whole clicks are the nearest T counts. The best set tried is returned.
-
-    **Does not reproduce its paper** on large catalogs: random directions spread over thousands of items outweigh the
-    clicks on targets when they are rounded, and the mean reward falls from step to step (Clothing, ItemPop: to 0 within
-    50 steps). What is returned is then close to the best of the first steps.
+    in PoisonRec's comparison, half of the clicks are on targets and the others on any item. The gradient is divided by
+    its largest entry, rows keep their sum, and whole clicks are the nearest T counts. The best set tried is returned.
+    Random directions of rank one are ours. Their mean is the gradient of a smoothed f, but over thousands of items
+    their largest entries outweigh the clicks on targets when all are rounded, and the reward falls from step to step.
 
     **How it is detected and what mitigates it:** as `attacks.poisonrec`: repeated clicks of few accounts on
     cold items, and thousands of trials. Random directions spread clicks over items that nobody clicks together, which
@@ -120,8 +116,8 @@ def appgrad_learner(
     clicks: int = 20,
     queries: int = 3200,
     directions: int = 16,
-    kind: Directions = "gaussian",
-    radius: float = 0.5,
+    kind: Directions = "svd",
+    radius: float = 1.0,
     learning_rate: float = 0.5,
     goal: Goal = "promote",
 ) -> AskTell:
@@ -220,7 +216,7 @@ def estimate(
 ) -> Float[Array, "N I"]:
     """`g = mean_k [f(Z + c V_k) - f(Z - c V_k)] / (2 c) V_k`.
 
-    For random directions and a quadratic f the mean of g is the gradient of f, whatever c.
+    For a quadratic f and random directions the mean of g is the gradient of f, whatever c.
 
     Reference: Christakopoulou, Banerjee, RecSys 2019.
 

@@ -12,6 +12,7 @@ of `models` in PoisonRec's environment; `Retrained`, anything that trains on int
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Callable, Mapping
 from functools import partial
 from time import perf_counter
@@ -317,16 +318,17 @@ def play(
         key: of the learner.
         popularity: clicks of each item, which is all the attacker knows of the data.
         targets: ids of the targets.
-        users: real users, for a learner whose `fakes` is a fraction of them.
-        steps: how often it asks; None: the learner's own number.
+        users: real users, >= 1, for a learner whose `fakes` is a fraction of them; None elsewhere.
+        steps: how often it asks, >= 1, within the queries of its threat model; None: the learner's own number.
         progress: as in `attacks.run`.
 
     Returns:
         `Played`. The reward is RecNum, its negative for `goal="demote"`.
 
     Raises:
-        TypeError, ValueError: targets that are no distinct ids; `users` missing. OverBudget: the box answers fewer
-            queries.
+        TypeError, ValueError: targets that are no distinct ids; `users` missing, out of its range or without a use;
+            more `steps` than the queries of the learner allow. All before the first query.
+        OverBudget: the box answers fewer queries.
 
     Reference: Song et al., ICDE 2020, Algorithm 1. **Differs from the paper:** nothing.
 
@@ -344,13 +346,12 @@ def play(
     ((2, 3), (2,), 4)
     """
     check_targets(np.asarray(targets), np.size(popularity))
-    if users is None and not isinstance(learner.threat.fakes, int):
-        raise ValueError(f"fakes is {learner.threat.fakes}, a fraction: give users=, the number of real ones")
+    _check_users(learner, users)
+    count = _steps(learner, steps)
     sign = -1.0 if learner.threat.goal == "demote" else 1.0
     init = jax.jit(learner.init, static_argnums=3)
     state = init(key, jnp.asarray(popularity), jnp.asarray(targets), learner.threat.count(users or 1))
     ask, told, began = jax.jit(learner.ask), jax.jit(learner.told), perf_counter()
-    count = learner.steps if steps is None else steps
     series: dict[str, list[float]] = {}
     with display(progress, learner.name, ("mean_reward", "best_reward", "target_share")) as tell:
         for number in range(count):
@@ -360,6 +361,33 @@ def play(
                 series.setdefault(name, []).append(float(value))
         tell(_block(count, count, began, state, series))
     return Played(learner.finish(state), {name: np.array(values) for name, values in series.items()}, state)
+
+
+def _check_users(learner: AskTell, users: Any) -> None:
+    fakes, fraction = learner.threat.fakes, not isinstance(learner.threat.fakes, numbers.Integral)
+    if users is None:
+        if fraction:
+            raise ValueError(f"fakes is {fakes}, a fraction: give users=, the number of real ones")
+        return
+    if isinstance(users, bool) or not isinstance(users, numbers.Integral) or users < 1:
+        raise ValueError(f"users is {users!r}; expected an integer >= 1, the number of real ones")
+    if not fraction:
+        raise ValueError(f"users is {users}, but fakes is {fakes}, no fraction of them: leave users= out")
+
+
+def _steps(learner: AskTell, steps: Any) -> int:
+    """How often the learner asks, within the queries of its threat model."""
+    if steps is None:
+        return learner.steps
+    if isinstance(steps, bool) or not isinstance(steps, numbers.Integral) or steps < 1:
+        raise ValueError(f"steps is {steps!r}; expected an integer >= 1, or None for all {learner.steps}")
+    count = int(steps)
+    if count > learner.steps:
+        raise ValueError(
+            f"steps is {steps}, but {learner.name} was made to ask {learner.steps} times, {learner.threat.queries} "
+            f"queries in all: give steps <= {learner.steps}, or make it with more"
+        )
+    return count
 
 
 def _worth(box: BlackBox, asked: Profiles) -> list[float]:

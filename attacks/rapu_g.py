@@ -25,6 +25,7 @@ from attacks.outer import Outer, Project, check_loop, loss_weights, surrogates
 from attacks.pgm import MStep, Pgm
 from attacks.surrogate import make_estimator
 from attacks.threat import Goal, ThreatModel, fixed
+from attacks.tracks import clicks_only
 from bilevel.descend import descend
 from bilevel.project import topk
 from bilevel.unroll import Memory
@@ -32,6 +33,7 @@ from models.data import Interactions
 from models.recommender import Recommender
 
 
+@clicks_only("rapu_g learns rows of 0 and 1, which have no order")
 def rapu_g(
     surrogate: Recommender | Sequence[Recommender],
     *,
@@ -102,10 +104,11 @@ def rapu_g(
     with `beta=0, objective="cross_entropy"` it is RevAdv.
 
     **How it is detected and what mitigates it:** every profile has the same number of clicks, most of them on the
-    most popular items, beside targets that are not: an unlikely pair in any co-click statistic. In our ablation on
-    MovieLens-100K the whole effect is that of the popularity term (`attacks.top_popular` does as well), so what finds
-    bandwagon profiles finds these. The paper shows them scattered among real users in WRMF's latent space (Fig. 5).
-    Limits on account creation bound `F`; cold targets are hard to promote (Table 5).
+    most popular items, beside targets that are not: an unlikely pair in any co-click statistic. What finds bandwagon
+    profiles is therefore worth trying; on MovieLens-100K its reach, with its model and without, is not told apart from
+    that of the most popular items alone (`attacks.top_popular`; docs/results/rapu-table2.md). The paper shows them
+    scattered among real users in WRMF's latent space (Fig. 5). Limits on account creation bound `F`; cold targets are
+    hard to promote (Table 5).
 
     >>> import jax
     >>> import jax.numpy as jnp

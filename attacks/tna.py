@@ -139,8 +139,10 @@ def tna(
 
     **How it is detected and what mitigates it:** filler ratings follow the items' means, so deviation-based detectors
     (RDMA and the like) see little; the paper's classifiers on rating statistics find part of the fake users. All of
-    them rate all targets r_max, a group that co-rating detectors look for. Robust training (APT, SIGIR 2021) brings the
-    targets' exposure back to near that of clean data on MovieLens-100K.
+    them rate all targets r_max, a group that co-rating detectors look for. Robust training (APT, SIGIR 2021) takes
+    most of the targets' exposure away on MovieLens-100K only with ratings from before the attack, which no defender
+    has; with the ratings at hand a large part of it stays, most of it for unpopular targets
+    (docs/results/apt-table2.md).
 
     >>> rated = jnp.where(jnp.arange(48).reshape(6, 8) % 3 == 0, jnp.arange(48).reshape(6, 8) % 5 + 1.0, 0)
     >>> train = Interactions.from_dense(rated, track="explicit")

@@ -24,8 +24,8 @@ from attacks.environment import Environment, World, environment
 from attacks.poisonrec import fresh
 from experiments import report
 from experiments.crafts import FOLDER
-from experiments.paired import gap
-from experiments.papers.poisonrec_strategy import notes_of, planes, strategy
+from experiments.paired import ENOUGH, Gap, gap
+from experiments.papers.poisonrec_strategy import HABITS, habits, notes_of, planes, strategy
 from experiments.published import published
 from experiments.record import Record, Records
 from experiments.study import Report, Spec, Study
@@ -57,9 +57,30 @@ TABLELESS = ("ItemPop", "CoVisitation", "AutoRec")
 HEURISTICS = {"Random": "random", "Popular": "popular", "Middle": "middle", "PowerItem": "power_item"}
 ATTACKS = (*HEURISTICS, "ConsLOP", "AppGrad", "PoisonRec")
 DESIGNS = ("bcbt-popular", "bcbt-random", "bplain", "plain")
+DIRECTIONS = "svd"
+"""AppGrad's directions, as in its paper."""
 STEPS = 100
 SAMPLE = 1000
 """Users, drawn anew for each step, of whose lists a learning attack is told; the RecNum reported is of all."""
+LEARNERS = ("PoisonRec", "AppGrad", "ConsLOP")
+"""The attacks that a victim was made for or that learn from one."""
+MOVED, FULL, EARLY = 0.001, 0.95, 0.1
+"""Shares of the 8U places that an attack has to add to move a ranker, and that fill it; of the steps that are early."""
+STILL, SATURATED, OTHERS = "nothing moves the ranker", "Random fills the lists", "made for CoVisitation"
+FALLING, FEW, UNKNOWN = "mean reward falls", "too few seeds", "below Random, cause not known"
+CAUSES = {
+    STILL: f"no attack brings RecNum above its clean value by more than {MOVED:.1%} of the 8U places within the 10 "
+    "epochs of the update, so there is next to no reward to learn from; what longer updates and smaller batches do is "
+    "what poisonrec-updates asks",
+    SATURATED: f"it has {FULL:.0%} of the 8U places or more, so nobody can be far ahead",
+    OTHERS: "ConsLOP plans against counts of co-visits, which this ranker does not have",
+    FALLING: "what AppGrad is told ends below what it began with, in every record of the cell",
+    FEW: "fewer than three, or an interval that holds 0",
+    UNKNOWN: "",
+}
+"""Why an attack is not above Random for sure, and what is meant."""
+Places = dict[tuple[str, str], dict[str, list[Record]]]
+"""The records of each ranker of a data set, by attack."""
 
 
 # ------------------------------------------------------------------------------------------------------- one cell
@@ -111,7 +132,7 @@ def attack_of(name: str, box: Environment, items: int, design: str, steps: int) 
     if name == "ConsLOP":
         return attacks.covisitation(track="sequence", k=place(items), **spent)
     if name == "AppGrad":
-        return attacks.appgrad(box, **spent, queries=32 * steps)
+        return attacks.appgrad(box, **spent, queries=32 * steps, kind=DIRECTIONS)
     return attacks.poisonrec(box, design=design, steps=steps, **spent)  # type: ignore[arg-type]
 
 
@@ -200,11 +221,12 @@ def table3_cells(quick: bool) -> list[Spec]:
 
 
 def cell(data: str, ranker: str, attack: str, seed: int, steps: int) -> Spec:
-    """The spec of a cell of Table III; only those that learn have steps and users."""
+    """The spec of a cell of Table III; only those that learn have steps and users, AppGrad its directions."""
     spec = {"study": "poisonrec-table3", "data": data, "ranker": ranker, "attack": attack, "seed": seed}
     if attack in HEURISTICS or attack == "ConsLOP":
         return spec
-    return {**spec, "steps": steps, "users": SAMPLE}
+    learns = {**spec, "steps": steps, "users": SAMPLE}
+    return {**learns, "kind": DIRECTIONS} if attack == "AppGrad" else learns
 
 
 def values_of(records: list[Record], name: str, **wanted: Any) -> list[float]:
@@ -213,29 +235,9 @@ def values_of(records: list[Record], name: str, **wanted: Any) -> list[float]:
 
 
 def table3_report(records: list[Record], folder: Path) -> Report:
-    """A row a ranker of a data set, a column an attack: ours / published."""
-    header, rows, best = ["data", "ranker", "seeds", "clean", *ATTACKS], [], dict.fromkeys(HEURISTICS, 0)
-    for data, (_, paper, _) in DATA.items():
-        for ranker in RANKERS:
-            mine = {
-                attack: values_of(records, "recnum", data=data, ranker=ranker, attack=attack)
-                for attack in ATTACKS
-            }
-            if not any(mine.values()):
-                continue
-            shown = [
-                f"{report.interval(values, 0, 'mean')} / "
-                f"{published('poisonrec', 'table3', 'values', paper, ranker, attack):,}"
-                for attack, values in mine.items()
-            ]
-            seen = {
-                r.spec["seed"]: r for r in records if (r.spec["data"], r.spec["ranker"]) == (data, ranker)
-            }
-            clean = report.interval([r.result["clean"] for r in seen.values()], 0, "mean")
-            rows.append([data, ranker, str(max(map(len, mine.values()))), clean, *shown])
-            means = {name: np.mean(mine[name]) for name in HEURISTICS if mine[name]}
-            if len(means) == len(HEURISTICS) and max(means.values()) > 0:
-                best[max(means, key=lambda name: means[name])] += 1
+    """A row a ranker of a data set, a column an attack: ours / published; and a second table of what they gain."""
+    header, places = ["data", "ranker", "seeds", "clean", *ATTACKS], _places(records)
+    rows = [_row(data, ranker, of) for (data, ranker), of in places.items()]
     notes = [
         f"RecNum, ours / published; {report.SEEDS}; a seed: the mean of ten draws (PoisonRec: of its final policy; "
         "AppGrad: its best set); 20 attackers, 20 clicks each, 8 new items, 92 + 8 candidates, lists of 10",
@@ -246,21 +248,19 @@ def table3_report(records: list[Record], folder: Path) -> Report:
         "steam, phone, ml-1m: the order of the events is not known, so CoVisitation and GRU4Rec, which learn from it, "
         "and ConsLOP, which plans from the co-visits of neighboring events, have no cells",
         "ConsLOP plans for the place in an item's list of the catalog that is among the 10 best of 100 candidates",
-        "AppGrad's estimate wanders off the targets here: its row is close to the best of its start",
+        *_wandering([record for of in places.values() for record in of["AppGrad"]]),
         "NGCF is trained for 120 epochs of batches of 8192 at rate 0.001, the rate of its updates too (its own code: "
         "400 epochs of 1024 at 0.0001, hours)",
         "steps in the records: "
         + ", ".join(sorted({str(r.spec["steps"]) for r in records if "steps" in r.spec})),
-        "best of the four heuristics (Table IV), ours: "
-        + ", ".join(f"{name} {count}" for name, count in best.items())
-        + "; paper: "
-        + ", ".join(
-            f"{name} {published('poisonrec', 'table4', 'values', name, 'All')}" for name in HEURISTICS
-        ),
+        _table4(places),
+        *_gains(places),
     ]
-    notes += _lead(records)
+    for data in DATA:
+        facts = dict.fromkeys(text for r in records if r.spec["data"] == data for text in r.result["notes"])
+        if facts:
+            notes.append(f"{data}: {'; '.join(facts)}")
     for record in records:
-        notes += [f"{record.spec['data']}: {text}" for text in record.result["notes"]]
         if record.result.get("diverged", 0) > 0:
             place_ = ", ".join(str(record.spec[name]) for name in ("data", "ranker", "attack"))
             notes.append(
@@ -271,35 +271,167 @@ def table3_report(records: list[Record], folder: Path) -> Report:
     return Report("PoisonRec, Table III", header, rows, list(dict.fromkeys(notes)), pictures)
 
 
-def _lead(records: list[Record]) -> list[str]:
-    """A line a ranker: PoisonRec minus the best that asks nothing, paired by seed, or that nothing moves the ranker."""
+def _places(records: list[Record]) -> Places:
+    """The records, in the paper's order of data and rankers."""
+    found = {(data, ranker): {name: [] for name in ATTACKS} for data in DATA for ranker in RANKERS}
+    for record in records:
+        found[record.spec["data"], record.spec["ranker"]][record.spec["attack"]].append(record)
+    return {place_: of for place_, of in found.items() if any(of.values())}
+
+
+def _row(data: str, ranker: str, of: dict[str, list[Record]]) -> list[str]:
+    """A row of Table III; an attack may have fewer seeds than another."""
+    shown = [
+        f"{report.interval([r.result['recnum'] for r in found], 0, 'mean')} / "
+        f"{published('poisonrec', 'table3', 'values', DATA[data][1], ranker, attack):,}"
+        for attack, found in of.items()
+    ]
+    seen = {r.spec["seed"]: r.result["clean"] for found in of.values() for r in found}
+    seeds = sorted({len(found) for found in of.values() if found})
+    spread = str(seeds[0]) if len(seeds) == 1 else f"{seeds[0]} to {seeds[-1]}"
+    return [data, ranker, spread, report.interval(list(seen.values()), 0, "mean"), *shown]
+
+
+def _wandering(found: list[Record]) -> list[str]:
+    """How often AppGrad's mean reward ends below its first value, a line a kind of directions where records say it."""
     said = []
-    for data, ranker in dict.fromkeys((r.spec["data"], r.spec["ranker"]) for r in records):
-        mine = [r for r in records if (r.spec["data"], r.spec["ranker"]) == (data, ranker)]
-        of = {
-            name: {r.spec["seed"]: r.result["recnum"] for r in mine if r.spec["attack"] == name}
-            for name in (*HEURISTICS, "ConsLOP", "PoisonRec")
-        }
-        if not of["PoisonRec"]:
-            continue
-        told = [r.result["mean_reward"] for r in mine if r.spec["attack"] == "PoisonRec"]
-        if max(value for found in (*told, *(each.values() for each in of.values())) for value in found) == 0:
-            said.append(
-                f"{data}, {ranker}: every RecNum is 0, in PoisonRec's {len(told[0])} steps of training too: no attack "
-                "brings a target into a list within the 10 epochs of the update, so there is no reward to learn from; "
-                "whether a longer update or smaller batches do is what poisonrec-updates asks"
-            )
-            continue
-        gaps = {name: gap(of["PoisonRec"], found) for name, found in of.items() if name != "PoisonRec"}
-        known = {name: each for name, each in gaps.items() if each}
-        if known:
-            best = min(known, key=lambda name: known[name].mean)
-            verdict = f", {known[best].verdict}" if known[best].seeds >= 3 else ""
-            said.append(
-                f"{data}, {ranker}: PoisonRec minus the best that asks nothing, of {len(known)} run ({best}): "
-                f"{known[best].text(0)}{verdict}"
-            )
+    for kind in dict.fromkeys(r.spec.get("kind") for r in found):
+        mine = [r.result for r in found if r.spec.get("kind") == kind]
+        fell = [result for result in mine if _fell(result)]
+        early = sum(np.argmax(r["best_reward"]) < EARLY * len(r["best_reward"]) for r in fell)
+        said.append(
+            f"AppGrad{'' if kind is None else f' ({kind} directions)'}: its mean reward ends below its first value in "
+            f"{len(fell)} of {len(mine)} records"
+            + (f"; the best set of {early} of these is of the first {EARLY:.0%} of the steps" if fell else "")
+        )
     return said
+
+
+def _fell(result: dict[str, Any]) -> bool:
+    return result["mean_reward"][-1] < result["mean_reward"][0]
+
+
+# ------------------------------------------------------------------------------------------------------- Table IV
+
+
+def _table4(places: Places) -> str:
+    """How often each heuristic is the best of the four, counted where there is a best one."""
+    best, complete = dict.fromkeys(HEURISTICS, 0), 0
+    for of in places.values():
+        seeds = set.intersection(*({r.spec["seed"] for r in of[name]} for name in HEURISTICS))
+        complete += bool(seeds)
+        winners = {
+            _winner([r for name in HEURISTICS for r in of[name] if r.spec["seed"] == seed]) for seed in seeds
+        }
+        separate = winners.pop() if len(winners) == 1 else None
+        if separate is not None:
+            best[separate] += 1
+    printed = {name: published("poisonrec", "table4", "values", name, "All") for name in HEURISTICS}
+    count = lambda of: ", ".join(f"{name} {number}" for name, number in of.items())
+    return (
+        f"best of the four heuristics (Table IV), ours: {count(best)}; of {complete} complete cells, "
+        f"{complete - sum(best.values())} without a separate winner; paper: {count(printed)}, of "
+        f"{len(DATA) * len(RANKERS)} cells. A winner is separate where it is the same on every seed, its draws are "
+        "above the runner-up's and the clean value by a 95% interval (Welch), and its RecNum is above the clean value "
+        f"by more than {MOVED:.1%} of the 8U places"
+    )
+
+
+def _winner(rivals: list[Record]) -> str | None:
+    """Of records of one seed, the attack that is above the runner-up and the clean value for sure, or None."""
+    first, second = sorted(rivals, key=lambda r: r.result["recnum"], reverse=True)[:2]
+    draws, clean = first.result["draws"], [first.result["clean"]]
+    if _moved(first) and above(draws, second.result["draws"]) and above(draws, clean):
+        return first.spec["attack"]
+    return None
+
+
+def above(one: list[float], other: list[float]) -> bool:
+    """Whether Welch's 95% interval of the difference of two means lies above 0; a single value is known exactly.
+
+    >>> above([3.0, 4.0, 5.0], [1.0]), above([3.0, 4.0, 5.0], [2.0, 4.0, 6.0]), above([1.0, 1.0], [0.5, 0.5])
+    (True, False, True)
+    """
+    from scipy import stats
+
+    ahead = float(np.mean(one) - np.mean(other))
+    parts = [np.var(v, ddof=1) / len(v) if len(v) > 1 else 0.0 for v in (one, other)]
+    if sum(parts) == 0:
+        return ahead > 0
+    freedom = sum(parts) ** 2 / sum(part**2 / max(len(v) - 1, 1) for part, v in zip(parts, (one, other)))
+    return ahead > float(stats.t.ppf(0.975, freedom) * np.sqrt(sum(parts)))
+
+
+def _moved(record: Record) -> bool:
+    """Whether RecNum is above that of the clean ranker by more than `MOVED` of the places for targets."""
+    return record.result["recnum"] - record.result["clean"] > MOVED * TARGETS * record.result["users"]
+
+
+# ------------------------------------------------------------------------------------------------ who gains what
+
+
+def _gains(places: Places) -> list[str]:
+    """A table of paired differences and of what the final policy clicks; where each attack beats Random, or why not."""
+    rows: list[list[str]] = []
+    said: dict[str, dict[str, list[str]]] = {
+        name: {why: [] for why in ("above", *CAUSES)} for name in LEARNERS
+    }
+    for (data, ranker), of in places.items():
+        value = {name: {r.spec["seed"]: r.result["recnum"] for r in found} for name, found in of.items()}
+        gaps = {name: gap(value[name], value["Random"]) for name in LEARNERS}
+        for name, against in gaps.items():
+            if against is not None:
+                why = "above" if against.verdict == "above" else _cause(name, ranker, of, against)
+                said[name][why].append(f"{data} {ranker}")
+        row = [*(_told(each) for each in gaps.values()), _lead(value), *habits(of["PoisonRec"])]
+        if set(row) != {"-"}:
+            rows.append([data, ranker, *row])
+    if not rows:
+        return []
+    header = ["data", "ranker", *(f"{name} minus Random" for name in LEARNERS)]
+    header += ["PoisonRec minus the best that asks nothing", *HABITS]
+    table = "\n".join(f"  {line}" for line in report.markdown(header, rows).splitlines())
+    lines = [
+        f"{name} minus Random: " + "; ".join(f"{why}: {', '.join(at)}" for why, at in found.items() if at)
+        for name, found in said.items()
+        if any(found.values())
+    ]
+    causes = {why for found in said.values() for why, at in found.items() if at}
+    return [
+        "differences paired by seed with Student's 95% intervals and a verdict from three seeds on, not corrected for "
+        "how many there are; and shares of what PoisonRec's final policy clicks (seed 0):\n\n"
+        f"{table}\n",
+        *lines,
+        *(f"{why}: {meant}" for why, meant in CAUSES.items() if meant and why in causes),
+    ]
+
+
+def _cause(name: str, ranker: str, of: dict[str, list[Record]], against: Gap) -> str:
+    """Why an attack is not above Random for sure, as far as records tell."""
+    if not any(_moved(record) for found in of.values() for record in found):
+        return STILL
+    if np.mean([r.result["recnum"] / (TARGETS * r.result["users"]) for r in of["Random"]]) >= FULL:
+        return SATURATED
+    if against.sign <= 0 or against.seeds >= ENOUGH:
+        if name == "ConsLOP" and ranker != "CoVisitation":
+            return OTHERS
+        if name == "AppGrad" and all(_fell(r.result) for r in of[name]):
+            return FALLING
+    return UNKNOWN if against.verdict == "below" else FEW
+
+
+def _lead(value: dict[str, dict[int, float]]) -> str:
+    """PoisonRec minus the best of those that ask nothing, and which that is."""
+    gaps = {name: gap(value["PoisonRec"], value[name]) for name in (*HEURISTICS, "ConsLOP")}
+    known = {name: each for name, each in gaps.items() if each}
+    if not known:
+        return "-"
+    best = min(known, key=lambda name: known[name].mean)
+    return f"{best}: {_told(known[best])}"
+
+
+def _told(found: Gap | None) -> str:
+    return "-" if found is None else found.said(0)
 
 
 def _pictures(records: list[Record], folder: Path) -> list[Path]:

@@ -18,6 +18,8 @@ from models.data import Interactions
 from models.evaluation import plane
 
 DRAWN, CLICKED = 400, 200
+HABITS = ("clicks on targets", "on its favorite item", "neighbors of which one is a target")
+"""Shares of the clicks of a final policy; the last one of neighboring clicks."""
 
 
 def strategy(
@@ -52,15 +54,17 @@ def strategy(
     }
 
 
+def habits(found: list[Record]) -> list[str]:
+    """What the final policy clicks, of the record that says it: the cells of `HABITS`."""
+    told = [r.result for r in found if "alternation" in r.result]
+    if not told:
+        return ["-"] * len(HABITS)
+    return [f"{share:.0%}" for share in (told[0]["share"], told[0]["clicked"][0][1], told[0]["alternation"])]
+
+
 def notes_of(records: list[Record]) -> list[str]:
-    """A sentence a policy, and what the picture shows."""
-    said = [
-        f"{r.spec['data']}, {r.spec['ranker']}: PoisonRec's final policy clicks targets {r.result['share']:.0%} of the "
-        f"time, {r.result['clicked'][0][1]:.0%} go to one item, {r.result['alternation']:.0%} of neighboring clicks "
-        "alternate between a target and another item"
-        for r in records
-        if "alternation" in r.result
-    ]
+    """What the picture shows."""
+    said = []
     drawn = [r for r in records if "plane" in r.result]
     if drawn:
         said.append(

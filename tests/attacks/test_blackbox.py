@@ -168,9 +168,21 @@ def test_playing_is_asking_and_telling_with_demotion_as_the_negative(train, key)
     np.testing.assert_array_equal(played.profiles.clicks, box.seen[int(np.argmax(worth))].clicks)
 
 
-def test_play_refuses_a_fraction_without_users_and_bad_targets(train, key, boxes):
-    learner = attacks.poisonrec_learner(fakes=0.2, clicks=4)
-    with pytest.raises(ValueError, match="give users="):
-        attacks.play(learner, boxes[1], key, train.popularity(), TARGETS)
-    with pytest.raises(ValueError, match="outside"):
-        attacks.play(learner, boxes[1], key, train.popularity(), [99], users=10)
+@pytest.mark.parametrize(
+    ("fakes", "change", "match"),
+    [
+        (0.2, {}, "give users="),
+        (0.2, {"targets": [99], "users": 10}, "outside"),
+        (0.2, {"users": -7}, "users is -7; expected an integer >= 1"),
+        (2, {"users": -7}, "users is -7; expected an integer >= 1"),
+        (2, {"users": 10}, "no fraction of them: leave users= out"),
+        (2, {"steps": 5}, "appgrad was made to ask 2 times, 4 queries in all: give steps <= 2"),
+        (2, {"steps": 0}, "steps is 0; expected an integer >= 1, or None for all 2"),
+        (2, {"steps": 1.0}, "steps is 1.0; expected"),
+    ],
+)
+def test_play_refuses_before_the_first_query(train, key, boxes, fakes, change, match):
+    learner = attacks.appgrad_learner(fakes=fakes, clicks=4, queries=4, directions=1)
+    with pytest.raises(ValueError, match=match):
+        attacks.play(learner, boxes[1], key, train.popularity(), **{"targets": TARGETS} | change)
+    assert boxes[1].queries == 0

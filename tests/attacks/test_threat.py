@@ -1,10 +1,14 @@
 """ThreatModel: what is counted and what is refused."""
 
+import jax
 import numpy as np
 import pytest
 
+import attacks
 from attacks import Ratings, ThreatModel
-from models.data import Profiles
+from models.data import Interactions, Profiles
+from models.wrmf import wrmf
+from tests.attacks.test_family import FAKES, MEMBERS
 
 
 @pytest.mark.parametrize(
@@ -74,3 +78,32 @@ def test_profiles_are_held_against_the_model():
     ThreatModel(fakes=1, track="sequence", clicks=3).validate(clicked, users=9)
     with pytest.raises(ValueError, match="holds 3 clicks; expected exactly 4"):
         ThreatModel(fakes=1, track="sequence", clicks=4).validate(clicked, users=9)
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_every_attack_refuses_data_of_another_track(counting, name):
+    member = MEMBERS[name]
+    spent = {"clicks" if member.track == "sequence" else "budget": member.budgets[0]}
+    attack = member.make(counting)(fakes=FAKES, **spent)
+    for track in {"implicit", "explicit", "sequence"} - {member.track}:
+        train = Interactions.from_arrays([0, 1], [1, 0], [1.0, 1.0], users=4, items=9, track=track)
+        targets = [] if member.goal == "availability" else [2]
+        for call in (attack, attack.trace, lambda *given: attacks.run(attack, *given)):
+            with pytest.raises(
+                ValueError, match=f"'{track}', but the attack is for the '{member.track}' track"
+            ):
+                call(jax.random.key(0), train, targets)
+
+
+@pytest.mark.parametrize("factory", [attacks.revadv, attacks.rapu_g, attacks.rapu_r])
+def test_attacks_on_clicks_say_why_they_are_asked_for_another_track_in_vain(factory):
+    why = (
+        f"track is 'sequence', but {factory.__name__} .* no order: expected 'implicit'; poisonrec and appgrad"
+    )
+    with pytest.raises(ValueError, match=why):
+        factory(wrmf(), fakes=2, budget=3, track="sequence", clicks=4)
+    with pytest.raises(ValueError, match=r"'explicit', but .*; pga and tna learn ratings"):
+        factory(wrmf(), fakes=2, budget=3, track="explicit")
+    attack = factory(wrmf(), fakes=2, budget=3, track="implicit")
+    assert attack.threat.track == "implicit"
+    assert "track" not in attack.config

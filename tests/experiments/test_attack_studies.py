@@ -1,5 +1,6 @@
 """Studies of attacks: their tables stand our means beside the published figures, from records only."""
 
+import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,12 +48,19 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
     assert row[6] == "0.0950"
     assert next(r for r in made.rows if r[:3] == ["ml", "NCF", "none"])[6] == "0.0814"
     claims = "\n".join(made.notes)
-    assert "ml, WRMF, 3%: rapu-g > revadv: +0.100 (5 seeds)" in claims
-    assert "ml, NCF, 3%: rapu-g > revadv: +0.100 (3 seeds)" in claims
+    order = "RAPU-G > RevAdv > heuristics: holds for random and popular, and with top-popular: rapu-g - revadv +0.100 ["
+    for victim, share in itertools.product(("WRMF", "NCF", "LightGCN"), ("0.5%", "1%", "3%", "5%")):
+        assert f"ml, {victim}, {share}, {order}" in claims  # one rule for three seeds and five
+        assert f"ml, {victim}, {share}, minus random: above: revadv, rapu-g; undecided: rapu-r" in claims
+    assert "ml, NCF, rapu-g - rapu-g-no-pgm: +0.190 [+0.190, +0.190] above at 0.5%, +0.190 [" in claims
+    assert (
+        next(r for r in made.rows if r[:3] == ["ml", "WRMF", "none"])[7] == "+0.000 [+0.000, +0.000] (at 3%)"
+    )
     assert row[7:9] == ["+0.190 [+0.190, +0.190]"] * 2  # minus random, minus top-popular
     against = next(note for note in made.notes if note.startswith("ml, WRMF, 3%, minus random: "))
-    assert against.startswith("ml, WRMF, 3%, minus random: above: revadv, rapu-g; undecided: rapu-r +0.000 [")
-    assert "pga +0.000 [+0.000, +0.000] (on clicks integrity has no gradient in a filler" in against
+    assert "undecided: rapu-r +0.000 [+0.000, +0.000] (the same on every seed)" in against
+    assert "pga +0.000 [+0.000, +0.000] (exempt)" in against
+    assert "pga (on clicks integrity has no gradient in a filler" in claims
     assert (
         "ml, LightGCN, 3%, minus top-popular: above: revadv, rapu-g; undecided: rapu-r, rapu-g-no" in claims
     )
@@ -68,8 +76,14 @@ def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
     assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
     assert "ml, WRMF: over the 7 cells with three seeds or more, ours is off" in claims  # not none, not covis
     assert "to +113% (rapu-g 3%)" in claims  # 0.202 of 0.095
-    alone = rapu.table2_report([r for r in found if r.spec["seed"] < 2], tmp_path)
-    assert "ml, WRMF, 3%, minus top-popular: too few seeds: revadv, rapu-g" in "\n".join(alone.notes)
+    alone = "\n".join(
+        rapu._claims("ml", rapu._points([r for r in found if r.spec["seed"] < 2], "ml", "WRMF"))
+    )
+    assert "ml, 3%, minus top-popular: too few seeds: revadv, rapu-g" in alone
+    assert (
+        "heuristics: too few seeds for random and popular, and with top-popular: rapu-g - revadv +0.100 (2"
+        in alone
+    )
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
@@ -91,8 +105,23 @@ def test_rapu_sweeps(module, tmp_path):
     made = module.table5_report([rapu_record(spec) for spec in module.table5_cells(False)], tmp_path)
     row = next(r for r in made.rows if r[0] == "rapu-g")
     assert row[2].endswith("/ 0.6080")
+    claims = "\n".join(made.notes)
+    assert (
+        "Most Unp., RAPU-G > RevAdv > heuristics: holds for random and popular, and with top-popular:"
+        in claims
+    )
+    assert (
+        "RAPU-G > RevAdv > random and popular: holds at Most Pop. | Popular | Ordinary | Unpopular | Most Unp."
+        in claims
+    )
+    assert "above top-popular for sure: revadv (Most Pop. | Popular | " in claims
+    assert "Ordinary, minus random: above: revadv, rapu-g; undecided: rapu-r +0.000 [" in claims
     made = module.figs_report([rapu_record(spec) for spec in module.figs_cells(False)], tmp_path)
     assert {r[0] for r in made.rows} == set(module.SWEEPS)
+    above = "minus random: above: revadv at all (+0.090), rapu-g at all (+0.190); undecided: rapu-r at all (+0.000)"
+    assert f"removed, LightGCN, {above} (the same on every seed), pga at all (+0.000) (exempt)" in "\n".join(
+        made.notes
+    )
     lengths = [r[2] for r in made.rows if r[0] == "length" and r[3] == "random"]
     assert lengths == ["10", "20", "30", "40", "50", "100"]
     assert {r[3] for r in made.rows} == {*module.LINES, *module.BASELINES}
@@ -119,16 +148,44 @@ def test_gowalla_tables(tmp_path):
     made = revadv_gowalla.fig5_report([record(s) for s in revadv_gowalla.fig5_cells(False)], tmp_path)
     assert [r[0] for r in made.rows] == [*revadv_gowalla.ATTACKS, "published: Clean", "published: WRMF+SGD"]
     assert made.rows[-1][1] == "0.1405"
-    assert "CML, minus rand-filter: wrmf-als +0.0000 [" in "\n".join(made.notes)
+    assert "CML, minus rand-filter: wrmf-als +0.0000 [+0.0000, +0.0000] undecided, " in "\n".join(made.notes)
+    assert "CML, minus none: rand-filter +0.0000 [+0.0000, +0.0000] undecided, " in "\n".join(made.notes)
     one = [record(s) for s in revadv_gowalla.fig5_cells(False) if s["seed"] == 0 and s["victim"] == "ItemCF"]
     one[2].result["victim"]["hr_any"] = 0.13  # wrmf-als
     notes = "\n".join(revadv_gowalla.fig5_report(one, tmp_path).notes)
     assert "ItemCF, minus rand-filter: wrmf-als +0.0300 (1 seed), itemae-pd +0.0000 (1 seed)" in notes
-    assert "WRMF, minus rand-filter" not in notes
+    assert "WRMF, minus" not in notes
+    assert "fake users of wrmf-als, against no attack: higher on 1 seed: ItemCF" in notes
+    assert "fake users of itemae, against no attack: the same on 1 seed: ItemCF" in notes
     assert "2.0 (the official code" in "\n".join(made.notes)
     made = revadv_gowalla.table2_report([record(s) for s in revadv_gowalla.table2_cells(False)], tmp_path)
     assert len(made.rows) == 8
     assert made.rows[1][2].endswith("/ 0.1405")
+    assert "tail, wrmf-sgd minus none: WRMF +0.0000 [+0.0000, +0.0000] undecided, " in "\n".join(made.notes)
+
+
+def test_gowalla_says_what_transfers_and_whether_the_ensemble_helps(tmp_path):
+    value = {"itemae": 0.2, "ensemble": 0.15, "rand-filter": 0.05}
+
+    def record(spec):
+        strange = spec["attack"] == "ensemble" and spec["victim"] == "ItemCF"
+        return Record(
+            spec,
+            {"victim": {"hr_any": 0.25 if strange else value.get(spec["attack"], 0.1)}, "notes": []},
+            ABOUT,
+        )
+
+    cells = [c for c in revadv_gowalla.fig5_cells(False) if c["victim"] in ("WRMF", "ItemCF", "CML")]
+    other = lambda c: (
+        c["victim"] == "CML" and c["seed"] != 2 * (c["attack"] == "itemae")
+    )  # seeds that share nothing
+    made = revadv_gowalla.fig5_report([record(c) for c in cells if not other(c)], tmp_path)
+    notes = "\n".join(made.notes)
+    assert "WRMF, minus none: rand-filter -0.0500 [-0.0500, -0.0500] below, wrmf-als +0.0000 [" in notes
+    assert "of itemae, against no attack: above: WRMF, ItemCF; no seed in common with it: CML" in notes
+    assert "of ensemble, against no attack: above: WRMF, ItemCF; higher on 1 seed: CML" in notes
+    assert "(wrmf-sgd and itemae): WRMF -0.0500 [-0.0500, -0.0500] below, itemae; ItemCF +0.0500 [" in notes
+    assert "it is ahead on ItemCF of these 2 victims, for sure on ItemCF" in notes
 
 
 def test_gowalla_has_three_seeds_one_after_the_other():
@@ -143,13 +200,15 @@ def test_poisonrec_tables(tmp_path):
         found: dict[str, Any] = {
             "diverged": 0.0,
             "recnum": 100.0,
+            "draws": [90.0, 110.0],
             "clean": 5.0,
             "users": 50,
             "notes": ["order known"],
         }
         if "steps" in spec:
             curve = np.linspace(0, 100, spec["steps"]).tolist()
-            found |= {"mean_reward": curve, "target_share": curve, "best": 120.0, "share": 0.5}
+            found |= {"mean_reward": curve, "best_reward": curve, "target_share": curve}
+            found |= {"best": 120.0, "share": 0.5}
             found |= {"craft_seconds": 9.0}
         if spec["attack"] == "PoisonRec" and spec["seed"] == 0:
             found |= {"alternation": 0.75, "clicked": [[3, 0.5]]}
@@ -163,14 +222,16 @@ def test_poisonrec_tables(tmp_path):
     row = next(r for r in made.rows if r[:2] == ["clothing", "CoVisitation"])
     assert row[-1].endswith("/ 2,239")
     assert not any(r[:2] == ["steam", "GRU4Rec"] for r in made.rows)  # its order is not known
+    said = "\n".join(made.notes)
+    none = "+0 [+0, +0] undecided"
+    assert f"| steam | PMF | {none} | {none} | - | Random: {none} | 50% | 50% | 75% |" in said
     assert (
-        "steam, PMF: PoisonRec minus the best that asks nothing, of 4 run (Random): +0 [+0, +0], undecided"
-        in made.notes
+        "of 26 complete cells, 26 without a separate winner; paper: Random 7, Popular 10, Middle 10" in said
     )
-    assert "paper: Random 7, Popular 10, Middle 10" in "\n".join(made.notes)
-    assert "which do not say where the targets lie: PMF, PMF, PMF" in "\n".join(made.notes)
-    assert "steam, phone, ml-1m: the order of the events is not known" in "\n".join(made.notes)
-    assert "CoVisitation: PoisonRec's final policy clicks targets 50%" in "\n".join(made.notes)
+    assert "which do not say where the targets lie: PMF, PMF, PMF" in said
+    assert "steam, phone, ml-1m: the order of the events is not known" in said
+    assert "phone: order known" in made.notes
+    assert "AppGrad (svd directions): its mean reward ends below its first value in 0 of 78 records" in made.notes
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
     assert {r[1] for r in made.rows} == set(poisonrec.DESIGNS)
@@ -186,31 +247,89 @@ def test_poisonrec_tables(tmp_path):
     assert poisonrec.place(5000) == 500
 
 
-def test_poisonrec_says_who_leads_and_which_ranker_nothing_moves(tmp_path):
-    value = {"PoisonRec": 200.0, "Popular": 150.0, "Middle": 400.0}
-
-    def record(spec):
-        recnum = 0.0 if spec["ranker"] == "BPR" else value.get(spec["attack"], 10.0)
-        return Record(
-            spec,
-            {"recnum": recnum, "mean_reward": [0.0, recnum] if "steps" in spec else []},
-            ABOUT,
-        )
-
-    names = ("Random", "Popular", "PoisonRec")
-    cells = [
-        spec
-        for spec in poisonrec.table3_cells(False)
-        if spec["attack"] in names
-        and spec["ranker"] in ("BPR", "PMF")
-        and (spec["data"], spec["seed"]) == ("phone", 0)
-    ]
-    notes = [n for n in poisonrec._lead([record(spec) for spec in cells]) if n.startswith("phone")]
-    assert (
-        notes[0] == "phone, PMF: PoisonRec minus the best that asks nothing, of 2 run (Popular): +50 (1 seed)"
+def poisonrec_record(place, attack, recnum, seed=0, *, clean=0.0, spread=1.0, told=(0, 1), **spec) -> Record:
+    """Ten draws around RecNum, of 1,000 users."""
+    data, ranker = place.split()
+    spec = {"data": data, "ranker": ranker, "attack": attack, "seed": seed, **spec}
+    result = {"recnum": recnum, "draws": [recnum - spread, recnum + spread] * 5, "clean": clean}
+    return Record(
+        spec,
+        {**result, "users": 1000, "mean_reward": list(told), "best_reward": list(told), "notes": []},
+        ABOUT,
     )
-    assert notes[1].startswith("phone, BPR: every RecNum is 0, in PoisonRec's 2 steps")
-    assert poisonrec._lead([record(spec) for spec in cells if spec["attack"] != "PoisonRec"]) == []
+
+
+def test_poisonrec_says_who_beats_random_and_why_others_do_not():
+    three = lambda place, attack, *values, **more: [
+        poisonrec_record(place, attack, value, seed, **more) for seed, value in enumerate(values)
+    ]
+    found = [
+        *three("steam PMF", "Random", 100.0, 101.0, 102.0),
+        *three("steam PMF", "PoisonRec", 400.0, 401.0, 402.0),
+        *three("steam PMF", "AppGrad", 50.0, 51.0, 52.0, told=(5, 4)),
+        *three("steam NeuMF", "Random", 100.0, 101.0, 102.0),
+        *three("steam NeuMF", "PoisonRec", 50.0, 51.0, 52.0),
+        *three("steam NeuMF", "AppGrad", 300.0, 401.0, told=(5, 4)),
+        *three("steam BPR", "Random", 54.0, clean=53.0),
+        *three("steam BPR", "PoisonRec", 55.0, clean=53.0),
+        *three("steam AutoRec", "Random", 7990.0),
+        *three("steam AutoRec", "PoisonRec", 7980.0),
+        *three("clothing PMF", "Random", 100.0),
+        *three("clothing PMF", "ConsLOP", 40.0),
+        *three("clothing CoVisitation", "Random", 100.0, 101.0, 102.0),
+        *three("clothing CoVisitation", "ConsLOP", 140.0, 141.0, 142.0),
+        *three("clothing GRU4Rec", "Popular", 100.0),
+    ]
+    notes = poisonrec._gains(poisonrec._places(found))
+    assert notes[1:4] == [
+        "PoisonRec minus Random: above: steam PMF; nothing moves the ranker: steam BPR; Random fills the lists: "
+        "steam AutoRec; below Random, cause not known: steam NeuMF",
+        "AppGrad minus Random: mean reward falls: steam PMF; too few seeds: steam NeuMF",
+        "ConsLOP minus Random: above: clothing CoVisitation; made for CoVisitation: clothing PMF",
+    ]
+    assert [note.split(":")[0] for note in notes[4:]] == [
+        why for why in poisonrec.CAUSES if why != poisonrec.UNKNOWN
+    ]
+    table = notes[0].splitlines()[2:]
+    assert len(table) == 2 + 6  # no row of one heuristic alone
+    assert table[5].startswith("  | steam | BPR | +1 (1 seed) | - | - | Random: +1 (1 seed) | - ")
+    assert "-50 [-50, -50] below | +250 (2 seeds) | - | Random: -50 [-50, -50] below" in table[6]
+    assert poisonrec._gains(poisonrec._places(found[-1:])) == []
+    assert poisonrec._row("steam", "NeuMF", poisonrec._places(found)["steam", "NeuMF"])[2] == "2 to 3"
+
+
+def test_poisonrec_counts_a_heuristic_as_the_best_only_where_it_is():
+    four = lambda place, values, **more: [
+        poisonrec_record(place, name, value, **more)
+        for name, value in zip(poisonrec.HEURISTICS, values, strict=True)
+    ]
+    found = [
+        *four("steam ItemPop", (100, 50, 40, 30)),
+        *four("steam PMF", (100, 99.5, 40, 30)),  # the runner-up is as good
+        *four("steam NeuMF", (100, 50, 40, 30)),
+        *four("steam NeuMF", (30, 100, 40, 30), seed=1),  # another one on another seed
+        *four("steam BPR", (54, 50, 52, 47), clean=53.0, spread=0.1),  # which the clean ranker has as well
+        *four("steam AutoRec", (8000, 7999.9, 7999.8, 7900)),
+        *four("phone ItemPop", (0, 0, 0, 0), spread=0.0),
+        *four("phone PMF", (30, 30, 30, 60)),
+        *four("phone NeuMF", (30, 30, 30, 60))[:3],  # not complete
+    ]
+    said = poisonrec._table4(poisonrec._places(found))
+    assert "ours: Random 1, Popular 0, Middle 0, PowerItem 1; of 7 complete cells, 5 without" in said
+    assert "PowerItem 4, of 32 cells" in said
+
+
+def test_poisonrec_says_how_often_the_estimate_of_appgrad_wanders():
+    found = [
+        poisonrec_record("steam PMF", "AppGrad", 1.0, told=(5, 9, *10 * [4])),
+        poisonrec_record("steam PMF", "AppGrad", 1.0, 1, told=(5, *9 * [4], 9, 4)),
+        poisonrec_record("steam BPR", "AppGrad", 1.0, kind="svd"),
+    ]
+    early, own = poisonrec._wandering(found)
+    assert early.startswith(
+        "AppGrad: its mean reward ends below its first value in 2 of 2 records; the best set of 1"
+    )
+    assert own == "AppGrad (svd directions): its mean reward ends below its first value in 0 of 1 records"
 
 
 def test_the_strategy_of_a_policy_that_alternates():
