@@ -21,7 +21,7 @@ from experiments.record import Records
 from experiments.training import Training, ids_of, parts_of, spec_of, trained
 from models import registry
 from models.data import Dataset, Interactions
-from models.explain import Explanations, Verified, counterfactual, verify
+from models.explain import Explanations, Verified, counterfactual, verify, whole
 from models.explain.counterfactual import Method
 from models.explain.fia import Variant, variant_of
 from models.train import Fitted, begin, top_k
@@ -136,7 +136,8 @@ def _check(asking: Asking, train: Interactions) -> None:
     """Refuse before the training what could not be explained after it.
 
     Raises:
-        ValueError: a list as long as there are items; parameters, or a variant, that the recommender does not have.
+        ValueError: a list as long as there are items; parameters, or a variant, that the recommender does not have; a
+            loss that cannot be followed.
     """
     spare = 0 if asking.rank is None else 1
     if not 2 - spare <= asking.k <= train.items - spare:
@@ -144,8 +145,11 @@ def _check(asking: Asking, train: Interactions) -> None:
             f"k={asking.k}: expected {2 - spare} to {train.items - spare}, lists that leave an item to take a place"
         )
     if "attention" not in asking.method:
-        start = begin(asking.training.model, train, jax.random.key(0))
-        variant_of(Fitted(asking.training.model, start.params, start.data, start.x, None), asking.variant)
+        key = jax.random.key(0)
+        start = begin(asking.training.model, train, key)
+        fitted = Fitted(asking.training.model, start.params, start.data, start.x, None)
+        if variant_of(fitted, asking.variant) == "full":
+            whole.check(fitted, train, key)
 
 
 def _spec(asking: Asking) -> dict[str, Any]:

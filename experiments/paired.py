@@ -1,13 +1,19 @@
-"""Two methods compared seed by seed: the mean difference, its interval, and what it allows to say."""
+"""Two methods compared seed by seed: the mean difference, its interval, and what it allows to say.
+
+One rule for every page: Student's interval of the paired differences, and a verdict only where it leaves out 0.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
-from models.evaluation import paired_t
+ENOUGH = 3
+"""From how many seeds on there is an interval, and a verdict."""
+ROUNDING = 1e-12
+"""A mean of differences that is not further from 0 is 0."""
 
 
 class Gap(NamedTuple):
@@ -20,7 +26,7 @@ class Gap(NamedTuple):
 
     def text(self, digits: int = 3) -> str:
         """The difference and its interval, or of how many seeds it is."""
-        if self.seeds < 3:
+        if self.seeds < ENOUGH:
             return f"{self.mean:+,.{digits}f} ({self.seeds} seed{'s' * (self.seeds > 1)})"
         return f"{self.mean:+,.{digits}f} [{self.low:+,.{digits}f}, {self.high:+,.{digits}f}]"
 
@@ -30,9 +36,36 @@ class Gap(NamedTuple):
     @property
     def verdict(self) -> str:
         """`above`, `below`, `undecided`, or `too few seeds`."""
-        if self.seeds < 3:
+        if self.seeds < ENOUGH:
             return "too few seeds"
-        return "above" if self.low > 0 else "below" if self.high < 0 else "undecided"
+        return "above" if self.low > ROUNDING else "below" if self.high < -ROUNDING else "undecided"
+
+    @property
+    def sign(self) -> int:
+        """Of the mean: 1, -1, or 0 where there is no difference.
+
+        >>> [Gap(mean, 0, 0, 3).sign for mean in (0.1, -0.1, 0.0, 1e-18)]
+        [1, -1, 0, 0]
+        """
+        return 0 if abs(self.mean) <= ROUNDING else 1 if self.mean > 0 else -1
+
+    @property
+    def half(self) -> float:
+        """Half the interval: with this spread, the smallest mean that so many seeds tell from 0."""
+        return (self.high - self.low) / 2
+
+    def said(self, digits: int = 3, *, order: bool = False) -> str:
+        """The difference with its verdict; of an `order` that has the first method ahead, whether it holds.
+
+        >>> print(Gap(0.2, 0.1, 0.3, 5).said(2), "|", Gap(-0.2, -0.3, -0.1, 5).said(2, order=True))
+        +0.20 [+0.10, +0.30] above | -0.20 [-0.30, -0.10] is reversed
+        >>> Gap(0.2, np.nan, np.nan, 1).said(order=True)
+        '+0.200 (1 seed)'
+        """
+        if self.seeds < ENOUGH:
+            return self.text(digits)
+        words = {"above": "holds", "below": "is reversed"} if order else {}
+        return f"{self.text(digits)} {words.get(self.verdict, self.verdict)}"
 
 
 def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
@@ -50,7 +83,7 @@ def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
         return None
     values = np.array([one[seed] - other[seed] for seed in shared])
     mean, n = float(values.mean()), len(values)
-    if n < 3:
+    if n < ENOUGH:
         return Gap(mean, np.nan, np.nan, n)
     from scipy import stats
 
@@ -58,23 +91,22 @@ def gap(one: Mapping[int, float], other: Mapping[int, float]) -> Gap | None:
     return Gap(mean, mean - half, mean + half, n)
 
 
-def compare(one: Mapping[int, float], other: Mapping[int, float]) -> str | None:
-    """The mean paired difference with a paired t-test; a verdict only from five seeds on. None below two.
+def conclusion(gaps: Sequence[Gap | None]) -> str:
+    """What is known of an order, from each method that should be ahead minus the one behind it; None: no seed.
 
-    With fewer seeds a bootstrap interval is the range of the differences and covers far less than it says.
+    It holds where every difference is above 0 for sure, and does not where one is below. Between, it is undecided,
+    or there are too few seeds of one of them.
 
-    >>> compare({0: 0.2, 1: 0.3}, {0: 0.1, 1: 0.2})
-    '+0.100 (2 seeds)'
-    >>> compare({k: 0.3 + k / 100 for k in range(5)}, {k: 0.1 + k / 90 for k in range(5)})[-16:]
-    'p 0.0000), holds'
+    >>> up, flat, down = Gap(0.2, 0.1, 0.3, 3), Gap(0.0, -0.1, 0.1, 3), Gap(-0.2, -0.3, -0.1, 3)
+    >>> [conclusion(each) for each in ([up, up], [up, flat], [None, up], [None, flat, down])]
+    ['holds', 'undecided', 'too few seeds', 'does not hold']
     """
-    shared = sorted(set(one) & set(other))
-    if len(shared) < 2:
-        return None
-    values = [np.array([each[seed] for seed in shared]) for each in (one, other)]
-    mean = float(np.mean(values[0] - values[1]))
-    if len(shared) < 5 or np.ptp(values[0] - values[1]) == 0:
-        return f"{mean:+.3f} ({len(shared)} seeds)"
-    p = paired_t(*values).p
-    verdict = "undecided" if p > 0.05 else "holds" if mean > 0 else "is reversed"
-    return f"{mean:+.3f} ({len(shared)} seeds, p {p:.4f}), {verdict}"
+    found = ["too few seeds" if each is None else each.verdict for each in gaps or [None]]
+    for verdict, what in (
+        ("below", "does not hold"),
+        ("too few seeds", "too few seeds"),
+        ("undecided", "undecided"),
+    ):
+        if verdict in found:
+            return what
+    return "holds"

@@ -8,9 +8,11 @@ nothing.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import platform
+import subprocess
 from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -20,6 +22,8 @@ from bilevel.atomic import lock, plain, write_json_atomic
 from bilevel.devices import environment, peak_rss
 
 VERSION = 1
+ROOT = Path(__file__).resolve().parent.parent
+"""The checkout that this code runs from."""
 _PACKAGES = ("jax", "jaxlib", "optax", "flax", "numpy", "lineax")
 
 
@@ -46,6 +50,7 @@ class Records:
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
+        commit()  # of the code that runs now, not of what lies there when the first cell is done
 
     def path(self, spec: Mapping[str, Any]) -> Path:
         """The file of a cell."""
@@ -74,7 +79,7 @@ class Records:
     def put(
         self, spec: Mapping[str, Any], result: Mapping[str, Any], *, seconds: float | None = None
     ) -> None:
-        """Write a finished cell, with versions, device, peak memory and the seconds it took."""
+        """Write a finished cell, with commit, versions, device, peak memory and the seconds it took."""
         self._write(spec, result, about() | ({} if seconds is None else {"seconds": seconds}))
 
     def copy(self, record: Record, spec: Mapping[str, Any]) -> None:
@@ -105,18 +110,49 @@ class Records:
 
 
 def about() -> dict[str, Any]:
-    """On what this process runs: versions, device, peak memory so far in bytes.
+    """On what this process runs: commit, versions, device, peak memory so far in bytes.
+
+    Cells of different commits may differ by more than their methods do; fake users kept from an earlier run may be of
+    an earlier commit than the record. Records from before this was kept have no commit.
 
     >>> sorted(about())
-    ['device', 'peak_rss', 'python', 'versions']
+    ['commit', 'device', 'peak_rss', 'python', 'versions']
     """
     versions = {name: metadata.version(name) for name in _PACKAGES}
     return {
+        "commit": commit(),
         "device": environment(),
         "peak_rss": peak_rss(),
         "python": platform.python_version(),
         "versions": versions,
     }
+
+
+@functools.cache
+def commit(root: Path = ROOT) -> str | None:
+    """The commit of a checkout, asked once a process; None without git, or where `root` is not the top of a checkout.
+
+    It ends in `-dirty` where a tracked file of code (`*.py`) is not as committed; records and pages may differ.
+
+    >>> import tempfile
+    >>> commit(Path(tempfile.mkdtemp())) is None
+    True
+    """
+    # without locks: nothing is written into a checkout that others use
+    ask = ("git", "--no-optional-locks", "-C", str(root))
+    try:
+        asked = subprocess.run(
+            [*ask, "rev-parse", "--show-toplevel", "HEAD"], capture_output=True, text=True, check=True
+        )
+        changed = subprocess.run(
+            [*ask, "diff", "--quiet", "HEAD", "--", "*.py"], capture_output=True, check=False
+        )
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return None
+    top, found = asked.stdout.splitlines()
+    if Path(top).resolve() != root.resolve():
+        return None
+    return found + "-dirty" * (changed.returncode != 0)
 
 
 def _read(path: Path) -> Record:

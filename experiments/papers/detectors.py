@@ -73,6 +73,8 @@ def table(records: list[Record], folder: Path) -> Report:
     notes = [
         f"{report.SEEDS}; no detector is told how many users are fake or who",
         "an area below 0.5: the fake users look less suspicious than the real ones do",
+        "lof and knn look at the first singular directions of the clicks at hand, not at a victim's vectors of the "
+        "users: no victim is trained here",
         "supervised: logistic regression on the ranks of all scores, learned from the other attacks on these users; "
         "they share the budget and, on MovieLens, the targets; supervised-no-length does not see length-var",
         *_best(areas),

@@ -11,7 +11,7 @@ TopPopular is ours, the control that costs nothing. The tables are in hcars_tabl
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -232,6 +232,7 @@ def fakes_of(spec: Spec) -> tuple[Profiles, dict[str, Any]]:
     if told is not None:
         said |= {"asked": told.queries, "explained": int(told.found.sum())}
         said |= {"set_size": float(told.sizes[told.found].mean()) if told.found.any() else 0.0}
+        said |= {"unsound": int((told.found & ~told.sound).sum())}
     if told is not None and name.startswith("hcars"):
         said["live"] = spoken(world, view, told)
     return profiles, said
@@ -243,6 +244,49 @@ def spoken(world: str, view: Interactions, told: Explanations) -> float:
     if asked is None:
         return 0.0
     return float(jnp.mean(live(surrogate.prepare(view), asked, surrogate.config["history"])))
+
+
+def told_in(results: Sequence[Mapping[str, Any]]) -> str:
+    """What the explainer said in the records of a row: sets of questions, and what they are good for.
+
+    "live" is the share of the sets of which H-CARS's premises hold an item, "unsound" counts those from a linear solve
+    that did not hold; each from the records that tell of it.
+
+    >>> told_in([{"asked": 9, "explained": 8, "live": 0.5, "unsound": 1}, {"asked": 9, "explained": 6}])
+    '14/18, live 0.50, unsound 1 (1 of 2 records tell)'
+    >>> told_in([{"recall": 0.1}])
+    '-'
+    """
+    asked = [one for one in results if "asked" in one]
+    if not asked:
+        return "-"
+    total = lambda name: sum(one[name] for one in asked)
+    text = f"{total('explained')}/{total('asked')}"
+    live = [(one["live"], one["explained"]) for one in asked if "live" in one and one["explained"]]
+    if live:
+        shares, sets = zip(*live, strict=True)
+        text += f", live {np.average(shares, weights=sets):.2f}"
+    known = [one["unsound"] for one in asked if "unsound" in one]
+    if known:
+        text += f", unsound {sum(known)}"
+        text += f" ({len(known)} of {len(asked)} records tell)" if len(known) < len(asked) else ""
+    return text
+
+
+def soundness(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The share of sets whose linear solve did not hold, and in how many records that is known; nothing without sets.
+
+    >>> soundness([{"asked": 9, "explained": 8, "unsound": 2}, {"asked": 9, "explained": 6}, {"recall": 0.1}])
+    ['unsound, sets from a linear solve that did not hold: 25.0% (1 of 2 records tell)']
+    """
+    asked = [one for one in results if "asked" in one]
+    known = [one for one in asked if "unsound" in one]
+    if not asked:
+        return []
+    sets = sum(one["explained"] for one in known)
+    share = f"{sum(one['unsound'] for one in known) / sets:.1%}" if sets else "unknown"
+    what = "unsound, sets from a linear solve that did not hold"
+    return [f"{what}: {share} ({len(known)} of {len(asked)} records tell)"]
 
 
 def run(spec: Spec) -> dict[str, Any]:

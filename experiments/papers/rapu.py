@@ -3,13 +3,14 @@
 The attacker sees a view of the data (90% of the true clicks and 10% false ones), holds out a fifth of it for itself,
 and crafts on the rest; the victim trains on the true 80% and the fake users, as in RAPU's code. All methods of a seed
 share split, view, targets and the victims' starts, so differences are paired. TopPopular is ours: the control that
-costs nothing, without which the table says little. Table 5 and the figures are in rapu_sweeps.py.
+costs nothing, without which the table says little. What the page says of orders and controls is in rapu_claims.py,
+Table 5 and the figures in rapu_sweeps.py.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +21,9 @@ import attacks
 from attacks.attack import Attack
 from experiments import report
 from experiments.crafts import crafted
-from experiments.paired import Gap, compare, gap
+from experiments.paired import gap
+from experiments.papers import rapu_claims
+from experiments.papers.rapu_claims import CONTROLS
 from experiments.pipeline import Case, measured, profile_facts, trained
 from experiments.published import published
 from experiments.record import Record
@@ -33,6 +36,8 @@ from models.recommender import Recommender
 
 K = 50
 FRACTIONS = (0.03, 0.01, 0.05, 0.005)
+AT = FRACTIONS[0]
+"""The share whose controls stand beside the row without an attack."""
 MAIN = ("none", "random", "popular", "top-popular", "revadv", "rapu-g", "rapu-r")
 REST = ("rapu-g-no-pgm", "pga", "covis", "srwa")
 PAPER = {
@@ -47,14 +52,6 @@ PAPER = {
     "rapu-r": "RAPU-R",
 }
 """Our names and the paper's; the others are ours."""
-LEARNED = ("revadv", "rapu-g", "rapu-r", *REST)
-CONTROLS = ("random", "top-popular")
-CAUSES = {
-    "pga": "on clicks integrity has no gradient in a filler, so its fillers stay random: attacks/pga.py",
-    "covis": "made for co-visitation recommenders",
-    "srwa": "made for random walks on the graph",
-}
-"""Why an attack need not beat Random, as far as it is known."""
 
 
 class World(NamedTuple):
@@ -218,7 +215,7 @@ def hits(records: list[Record], *, at: int = K, **wanted: Any) -> dict[str, dict
     """By victim, by seed: target hr_any in lists of `at` items, of the records whose spec has these values."""
     found: dict[str, dict[int, float]] = {}
     for record in records:
-        if all(record.spec.get(name) == value for name, value in wanted.items()):
+        if wanted.items() <= record.spec.items():
             for victim, judged in record.result["victims"].items():
                 found.setdefault(victim, {})[record.spec["seed"]] = judged[str(at)]["hr_any"]
     return found
@@ -238,23 +235,26 @@ def table2_report(records: list[Record], folder: Path) -> Report:
         "popularity",
         "craft s",
     ]
-    rows, claims = [], []
+    rows, claims, columns = [], [], {}
     for world, facts in WORLDS.items():
         for victim in facts.victims:
             for attack in (*MAIN, *REST):
                 for fraction in sorted(FRACTIONS) if attack != "none" else [None]:
                     row = _row2(records, world, victim, attack, fraction)
                     rows += [row] if row else []
-            claims += _agreement(records, world, victim) + _claims(records, world, victim)
+            where, points = f"{world}, {victim}", _points(records, world, victim)
+            claims += _agreement(records, world, victim) + _claims(where, points)
+            columns |= {f"{where}, {at}": by for at, by in points.items()}
     notes = [
         f"{report.SEEDS}; HR: share of real users with a target in their list (hr_any)",
         "the attacker crafts on 80% of a view (90% of the clicks, 10% false ones, random walk); victims train on 80% "
         "of the true clicks",
         "targets: the published five on MovieLens; on Amazon Video five drawn from all items for each seed, because "
         "the published ids are of another edition",
-        "minus random, minus top-popular: mean difference paired by seed with its 95% t-interval from three seeds on; "
-        "orderings: a verdict by a paired t-test needs five seeds; neither is corrected for how many are looked at",
+        f"the row without an attack is compared with the controls at {_label(AT)}",
+        *rapu_claims.NOTES,
         "victims train for all of their epochs; the 10% of validation events are not used to choose one",
+        *rapu_claims.summary(columns),
         *claims,
     ]
     for record in records:
@@ -264,8 +264,8 @@ def table2_report(records: list[Record], folder: Path) -> Report:
 
 def _printed(world: str, victim: str, attack: str, fraction: float | None) -> float:
     """The published cell; without an attack it is the same for all budgets."""
-    label = f"{(fraction or 0.01):.1%}".replace(".0%", "%")
-    return published("rapu", "table2", "values", WORLDS[world].table, victim, PAPER[attack], label)
+    at = (WORLDS[world].table, victim, PAPER[attack], _label(fraction or AT))
+    return published("rapu", "table2", "values", *at)
 
 
 def _agreement(records: list[Record], world: str, victim: str) -> list[str]:
@@ -279,7 +279,7 @@ def _agreement(records: list[Record], world: str, victim: str) -> list[str]:
             wanted |= {} if fraction is None else {"fraction": fraction}
             found = hits(records, **wanted).get(victim, {})
             if len(found) >= 3:
-                label = attack if fraction is None else f"{attack} {100 * fraction:g}%"
+                label = attack if fraction is None else f"{attack} {_label(fraction)}"
                 ours = float(np.mean(list(found.values())))
                 ratio[label] = ours / _printed(world, victim, attack, fraction) - 1
     if not ratio:
@@ -305,19 +305,20 @@ def _row2(
     mine = list({r.spec["seed"]: r for r in mine}.values())  # victims share a seed's fake users
     shown = f"{_printed(world, victim, attack, fraction):.4f}" if attack in PAPER else "-"
     value = lambda name: report.interval([float(np.mean([r.result.get(name, np.nan) for r in mine]))], 0)
-    gaps = [gap(found, _control(records, world, victim, name, fraction)) for name in CONTROLS]
-    label = "-" if fraction is None else f"{fraction:.1%}".replace(".0%", "%")
+    controls = _by(records, world, victim, fraction or AT, CONTROLS)
+    gaps = [gap(found, controls[name]) for name in CONTROLS]
+    at = "" if fraction else f" (at {_label(AT)})"
     ours = report.interval(list(found.values()), 4, statistic="mean")
     return [
         world,
         victim,
         attack,
-        label,
+        "-" if fraction is None else _label(fraction),
         str(len(found)),
         ours,
         shown,
         *(
-            "-" if attack == name or each is None else str(each)
+            "-" if attack == name or each is None else f"{each}{at}"
             for name, each in zip(CONTROLS, gaps, strict=True)
         ),
         value("popularity"),
@@ -325,44 +326,36 @@ def _row2(
     ]
 
 
-def _control(
-    records: list[Record], world: str, victim: str, name: str, fraction: float | None
-) -> dict[int, float]:
-    return hits(records, data=world, attack=name, fraction=fraction or 0.03).get(victim, {})
+def _by(
+    records: list[Record],
+    world: str,
+    victim: str,
+    fraction: float,
+    names: Sequence[str] = (*MAIN, *REST),
+) -> rapu_claims.Hits:
+    """By attack, by seed, at a share of fake users."""
+    return {name: hits(records, data=world, attack=name, fraction=fraction).get(victim, {}) for name in names}
 
 
-def _claims(records: list[Record], world: str, victim: str) -> list[str]:
-    """RAPU-G > RevAdv > heuristics, and whether anything beats Random and TopPopular; at 3%, paired by seed."""
-    by = {
-        name: hits(records, data=world, attack=name, fraction=0.03).get(victim, {}) for name in (*MAIN, *REST)
-    }
-    said = []
-    for one, other in (("rapu-g", "revadv"), ("revadv", "popular"), ("rapu-g", "rapu-g-no-pgm")):
-        text = compare(by[one], by[other])
-        said += [f"{world}, {victim}, 3%: {one} > {other}: {text}"] if text else []
-    for control in CONTROLS:
-        gaps = {name: gap(by[name], by[control]) for name in LEARNED}
-        text = verdicts({name: each for name, each in gaps.items() if each}, exceptions=control == "random")
-        said += [f"{world}, {victim}, 3%, minus {control}: {text}"] if text else []
-    return said
+def _points(records: list[Record], world: str, victim: str) -> dict[str, rapu_claims.Hits]:
+    """By share of fake users, by attack, by seed."""
+    return {_label(fraction): _by(records, world, victim, fraction) for fraction in sorted(FRACTIONS)}
 
 
-def verdicts(gaps: Mapping[str, Gap], *, exceptions: bool) -> str:
-    """Which attacks are above their control; of the others, if asked, the difference and the cause where it is known.
+def _claims(where: str, points: Mapping[str, rapu_claims.Hits]) -> list[str]:
+    """RAPU-G > RevAdv > heuristics, and what beats Random and TopPopular, at each share of fake users."""
+    said = [f"{where}, {at}, {text}" for at, by in points.items() for text in rapu_claims.claims(by)]
+    adds = rapu_claims.model(points)
+    return said + ([f"{where}, {adds}"] if adds else [])
 
-    >>> found = {"revadv": Gap(0.2, 0.1, 0.3, 5), "pga": Gap(0, -0.1, 0.1, 5)}
-    >>> verdicts(found, exceptions=False)
-    'above: revadv; undecided: pga'
-    >>> verdicts(found, exceptions=True)[:53]
-    'above: revadv; undecided: pga +0.000 [-0.100, +0.100]'
+
+def _label(fraction: float) -> str:
+    """A share as the paper prints it.
+
+    >>> _label(0.03), _label(0.005)
+    ('3%', '0.5%')
     """
-    sort: dict[str, list[str]] = {"above": [], "undecided": [], "below": [], "too few seeds": []}
-    for name, each in gaps.items():
-        cause = f" ({CAUSES[name]})" if name in CAUSES and each.verdict in ("undecided", "below") else ""
-        sort[each.verdict].append(f"{name} {each}{cause}" if exceptions and each.verdict != "above" else name)
-    if any(each.seeds >= 3 for each in gaps.values()):
-        sort["above"] = sort["above"] or ["none"]
-    return "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in sort.items() if found)
+    return f"{100 * fraction:g}%"
 
 
 def _picture2(records: list[Record], folder: Path) -> Path:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments import report
+from experiments.papers import rapu_claims
 from experiments.papers.rapu import MAIN, PAPER, REST, K, hits, run
 from experiments.published import published
 from experiments.record import Record
@@ -63,8 +64,15 @@ def table5_report(records: list[Record], folder: Path) -> Report:
         yscale="log", ylabel=f"target HR@{K} (at least 1e-4)", title="WRMF, MovieLens-100K, 3% fake users"
     )
     axes[0, 0].legend(frameon=False, fontsize=7)
+    columns = {
+        key: {name: hits(records, attack=name, stratum=stratum).get("WRMF", {}) for name in (*MAIN, *REST)}
+        for stratum, key in zip(STRATA, keys, strict=True)
+    }
     notes = [
         f"{report.SEEDS}; five targets of the stratum drawn for each seed (the paper's are not published)",
+        *rapu_claims.NOTES,
+        *rapu_claims.summary(columns),
+        *(f"{key}, {text}" for key, by in columns.items() for text in rapu_claims.claims(by)),
     ]
     picture = report.save(made, folder / "rapu-table5.png")
     return Report("RAPU, Table 5: popularity of the targets", header, rows, notes, [picture])
@@ -107,28 +115,43 @@ def figs_cells(quick: bool) -> list[Spec]:
 
 def figs_report(records: list[Record], folder: Path) -> Report:
     """One panel a sweep and victim."""
-    header, rows = ["sweep", "victim", "at", "attack", "seeds", "HR ours"], []
+    header, rows, said = ["sweep", "victim", "at", "attack", "seeds", "HR ours"], [], []
     made, axes = report.figure(2, 3)
     for axis, (sweep, victim) in zip(axes.flat, PANELS, strict=True):
+        points = _points(records, sweep, victim)
         for attack in (*LINES, *BASELINES):
-            points: dict[float, list[float]] = {}
-            for at in SWEEPS[sweep]:
-                for k in at.get("lengths", [K]):
-                    found = hits(records, at=k, attack=attack, sweep=sweep, **at).get(victim, {})
-                    if found:
-                        points[k if "lengths" in at else _at(sweep, at)] = list(found.values())
-            for place, found in points.items():
+            line = {at: list(by[attack].values()) for at, by in points.items() if by[attack]}
+            for at, found in line.items():
                 shown = report.interval(found, 4, "mean")
-                rows.append([sweep, victim, f"{place:g}", attack, str(len(found)), shown])
-            if points:
-                means = [np.mean(found) for found in points.values()]
-                axis.plot(list(points), means, "o-", label=attack, markersize=4)
+                rows.append([sweep, victim, f"{at:g}", attack, str(len(found)), shown])
+            if line:
+                axis.plot(
+                    list(line), [np.mean(found) for found in line.values()], "o-", label=attack, markersize=4
+                )
         axis.set(xlabel=sweep, ylabel="target HR", title=victim)
+        text = rapu_claims.along({f"{at:g}": by for at, by in points.items()})
+        said += [f"{sweep}, {victim}, {text}"] if text else []
     axes[0, 0].legend(frameon=False, fontsize=7)
-    notes = [f"{report.SEEDS}; the paper has these as figures only, without numbers"]
+    notes = [
+        f"{report.SEEDS}; the paper has these as figures only, without numbers",
+        *rapu_claims.NOTES,
+        *said,
+    ]
     return Report(
         "RAPU, Figs. 2, 3, 4, 6 and 7", header, rows, notes, [report.save(made, folder / "rapu-figs.png")]
     )
+
+
+def _points(records: list[Record], sweep: str, victim: str) -> dict[float, rapu_claims.Hits]:
+    """By place on the axis of a panel, by attack, by seed: target hit rate."""
+    return {
+        k if "lengths" in at else _at(sweep, at): {
+            name: hits(records, at=k, attack=name, sweep=sweep, **at).get(victim, {})
+            for name in (*LINES, *BASELINES)
+        }
+        for at in SWEEPS[sweep]
+        for k in at.get("lengths", [K])
+    }
 
 
 def _at(sweep: str, at: Mapping[str, Any]) -> float:

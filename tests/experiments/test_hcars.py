@@ -24,6 +24,7 @@ def record(spec) -> Record:
     """HR by attack, about a thousandth a seed, a little more for long names, so that differences are not constant."""
     value = LEVEL.get(spec["attack"], 0.02) + spec["seed"] / 1000 * (1 + len(spec["attack"]) / 100)
     facts = {"popularity": 80.0, "similarity": 0.5, "asked": 566, "explained": 500}
+    facts |= {"live": 0.4 + spec["seed"] / 10} if spec["attack"].startswith("hcars") else {}
     found = {"hr_any": value, "recall": 0.2, "targets": [1], "notes": ["a note"]}
     return Record(spec, found | ({} if spec["attack"] == "none" else facts), {"seconds": 9.0})
 
@@ -39,26 +40,42 @@ def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_p
     assert row[5] == "5"
     assert row[6].startswith("4.21 [")
     assert row[7] == "0.82"
-    assert row[10] == "500/566"
+    assert row[10] == "2500/2830, live 0.60"  # over the seeds, of different shares
+    assert next(r for r in made.rows if r[4] == "bandwagon")[10] == "2500/2830"
     by = {r[4]: r for r in made.rows if r[:4] == ["ml", "NCF", "30%", "0.5%"]}
     assert (by["bandwagon"][7], by["top-popular"][7]) == ("0.02", "-")
     notes = "\n".join(made.notes)
-    at = "ml, NCF, 80% visible, 3%: "
-    sure = "(5 seeds, p 0.0000)"
-    assert f"{at}hcars - rapu-r = +0.998 {sure}, holds; paper: hcars ahead, same sign" in notes
-    assert f"{at}rapu-r - dl-attack = -0.506 {sure}, is reversed; paper: rapu-r ahead, other sign" in notes
-    assert f"{at}hcars - top-popular = -1.012" in notes
-    assert f"{at}means above top-popular on the seeds they share: none" in notes
-    assert f"{at}means above no attack on the seeds they share: top-popular, bandwagon, " in notes
+    at = "ml, NCF, 80% visible, 3%, "
+    order = next(
+        n for n in made.notes if n.startswith(f"{at}the paper's order, of the pairs that ran, does not hold")
+    )
+    assert "hcars - rapu-r +0.998 [+0.996, +1.000] holds, paper +0.03; " in order
+    assert "rapu-r - dl-attack -0.506 [-0.512, -0.500] is reversed, paper +0.07; " in order
+    assert "unsound, sets from a linear solve that did not hold: unknown (0 of " in notes
+    assert f"{at}minus top-popular: bandwagon -4.004 [" in notes
+    assert f"{at}what explanations add: hcars - hcars-wo-cf " in notes
+    assert f"{at}H-CARS minus its variants: hcars - hcars-false " in notes
+    # the paper has other orders, and a tie, in single cells
+    order = {n.split(", the paper's")[0]: n for n in made.notes if "the paper's order" in n}
+    assert (
+        "dl-attack - rapu-r +0.506 [+0.500, +0.512] holds, paper +0.01" in order["ml, NCF, 80% visible, 1%"]
+    )
+    assert (
+        "rapu-r - dl-attack -0.506 [-0.512, -0.500] below, paper equal" in order["ml, NCF, 30% visible, 1%"]
+    )
+    counts = "of 47 pairs that the paper orders 43 hold, 4 are reversed, 0 are undecided, the others have too few seeds"
+    assert f"{counts}; of the 47 of two seeds or more the mean has the paper's sign in 43" in notes
     assert Path(made.pictures[0]).stat().st_size > 1000
 
 
 def test_one_seed_has_a_difference_and_no_verdict(tmp_path):
-    made = STUDIES["hcars-table1"].report(some(1), tmp_path)
-    lines = [note for note in made.notes if "80% visible, 3%: hcars - rapu-r" in note]
-    assert lines == [
-        "ml, NCF, 80% visible, 3%: hcars - rapu-r = +1.000 (1 seed); paper: hcars ahead, same sign"
-    ]
+    notes = "\n".join(STUDIES["hcars-table1"].report(some(1), tmp_path).notes)
+    assert (
+        "3%, the paper's order, of the pairs that ran, too few seeds: hcars - rapu-r +1.000 (1 seed), paper"
+        in notes
+    )
+    assert "47 pairs that the paper orders 0 hold, 0 are reversed, 0 are undecided" in notes
+    assert "of two seeds or more" not in notes
 
 
 def test_a_table_of_the_clean_victim_alone_is_no_error(tmp_path):
@@ -94,19 +111,31 @@ def test_room_for_fake_users_is_the_same_for_any_number_of_them(rng):
 
 
 def test_fig2_says_what_explanations_add(tmp_path):
-    level = {"hcars": 0.3, "hcars-wo-cf": 0.25, "wrmf": 0.4}
+    level = {"hcars": 0.3, "hcars-wo-cf": 0.25, "wrmf": 0.4, "hcars-false": 0.2}
+    seen = lambda spec: (
+        level.get(spec["surrogate"], 0.1) + (spec["surrogate"] == "hcars") * spec["visible"] / 10
+    )
     found = [
         Record(
             spec,
-            {"p_at_10": level.get(spec["surrogate"], 0.1), "recall": 0.1, "victim_recall": 0.2},
+            {"p_at_10": seen(spec), "recall": 0.1, "victim_recall": 0.2},
             {"seconds": 1.0},
         )
         for spec in hcars_fig2.fig2_cells(False)
     ]
     made = STUDIES["hcars-fig2"].report(found, tmp_path)
     notes = "\n".join(made.notes)
-    assert "80% visible: P@10 of hcars - hcars-wo-cf = +0.050 (5 seeds)" in notes
-    assert "30% visible: P@10 of hcars - wrmf = -0.100 (5 seeds)" in notes
+    paper = (
+        "80% visible, the paper's order, does not hold: hcars - hcars-wo-cf +0.130 [+0.130, +0.130] holds; "
+    )
+    assert f"{paper}hcars - wrmf -0.020 [-0.020, -0.020] is reversed" in notes
+    readings = "80% visible, the readings of the loss: hcars - hcars-false +0.180 [+0.180, +0.180] above; "
+    assert f"{readings}hcars - hcars-as-printed +0.280 [" in notes
+    assert (
+        "what the other readings add: hcars-false - hcars-wo-cf -0.050 [-0.050, -0.050] below; hcars-as"
+        in notes
+    )
+    assert "(the paper), 80% minus 30% visible: +0.050 [+0.050, +0.050] holds" in notes
     assert ["80%", "wrmf", "5"] in [row[:3] for row in made.rows]
     assert made.pictures[0].exists()
 
@@ -133,3 +162,4 @@ def test_a_cheap_cell_end_to_end(data_dir, tmp_path, monkeypatch):
     assert found["hr_any"] > clean["hr_any"]
     assert found["asked"] == 566
     assert 0 < found["explained"] <= 566
+    assert 0 <= found["unsound"] <= found["explained"]

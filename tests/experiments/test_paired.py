@@ -5,7 +5,7 @@ import math
 import pytest
 from scipy import stats
 
-from experiments.paired import compare, gap
+from experiments.paired import conclusion, gap
 
 
 def test_the_interval_is_that_of_the_paired_t_test():
@@ -18,6 +18,16 @@ def test_the_interval_is_that_of_the_paired_t_test():
     reverse = gap(other, one)
     assert reverse is not None
     assert reverse.verdict == "below"
+    assert (found.sign, reverse.sign) == (1, -1)
+    assert found.half == pytest.approx((expected.high - expected.low) / 2)
+    assert found.said(order=True).endswith("] holds")
+    assert reverse.said(order=True).endswith("] is reversed")
+    assert [conclusion(each) for each in ([found], [found, reverse], [found, None], [])] == [
+        "holds",
+        "does not hold",
+        "too few seeds",
+        "too few seeds",
+    ]
 
 
 def test_below_three_seeds_there_is_a_difference_and_no_verdict():
@@ -26,9 +36,14 @@ def test_below_three_seeds_there_is_a_difference_and_no_verdict():
     assert found is not None
     assert math.isnan(found.low)
     assert (str(found), found.verdict) == ("+0.750 (2 seeds)", "too few seeds")
+    assert found.said(order=True) == "+0.750 (2 seeds)"
 
 
-def test_a_verdict_of_the_test_needs_five_seeds():
-    wide = {seed: (-1.0) ** seed for seed in range(6)}
-    assert compare(wide, dict.fromkeys(range(6), 0.0)) == "+0.000 (6 seeds, p 1.0000), undecided"
-    assert compare({0: 1.0}, {0: 0.0}) is None
+def test_no_difference_has_no_sign_whatever_the_rounding():
+    tenths = gap({0: 0.1, 1: 0.2, 2: 0.0}, {0: 0.0, 1: 0.0, 2: 0.3})
+    assert tenths is not None
+    assert tenths.mean != 0  # but 1e-17
+    assert (tenths.sign, tenths.verdict, tenths.said(order=True)[-9:]) == (0, "undecided", "undecided")
+    same = gap(dict.fromkeys(range(3), 0.1), dict.fromkeys(range(3), 0.1))
+    assert same is not None
+    assert (same.sign, same.half, same.verdict) == (0, 0, "undecided")

@@ -1,0 +1,186 @@
+"""What RAPU's pages say of its attacks: orders and controls, from target hit rates by attack and seed.
+
+One rule for all of it (experiments/paired.py): differences paired by seed with Student's 95% interval, a verdict from
+three seeds on, none corrected for how many are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from experiments.paired import Gap, conclusion, gap
+
+Hits = Mapping[str, Mapping[int, float]]
+"""By attack, by seed: target hit rate."""
+LEARNED = ("revadv", "rapu-g", "rapu-r", "rapu-g-no-pgm", "pga", "covis", "srwa")
+PRINTED = ("random", "popular")
+"""The paper's heuristics."""
+CONTROLS = ("random", "top-popular")
+EXEMPT = {
+    "pga": "on clicks integrity has no gradient in a filler, so its fillers stay random: attacks/pga.py",
+    "covis": "made for co-visitation recommenders",
+    "srwa": "made for random walks on the graph",
+}
+"""Attacks that were not made for these victims, and need not beat Random on them."""
+NOTES = (
+    "minus random, minus top-popular, and orders: mean difference paired by seed, from three seeds on with its 95% "
+    "t-interval and a verdict (above or below 0 for sure, undecided); an order holds where every difference is above, "
+    "does not where one is below; none is corrected for how many are looked at",
+    "seeds tell a difference from 0: it is the smallest mean that would be above for sure with these seeds' spread",
+    "exempt, because made for other recommenders or data, from being above random here: "
+    + "; ".join(f"{name} ({why})" for name, why in EXEMPT.items()),
+)
+
+
+def order(by: Hits) -> str | None:
+    """Whether RAPU-G > RevAdv > heuristics holds, for the paper's heuristics and with TopPopular, pair by pair.
+
+    >>> level = {"rapu-g": 0.3, "revadv": 0.2, "random": 0.1, "popular": 0.1, "top-popular": 0.25}
+    >>> whole, pairs = order({name: dict.fromkeys(range(3), value) for name, value in level.items()}).split(": ")[1:]
+    >>> whole
+    'holds for random and popular, does not hold with top-popular'
+    >>> pairs.split("; ")[-1]
+    'revadv - top-popular -0.050 [-0.050, -0.050] below'
+    """
+    pairs = _pairs(by)
+    shown = [f"{pair} {each.said()}" for pair, each in pairs.items() if each]
+    if not shown:
+        return None
+    plain, whole = conclusion(list(pairs.values())[:-1]), conclusion(list(pairs.values()))
+    also = "and" if plain == whole else whole
+    return (
+        f"RAPU-G > RevAdv > heuristics: {plain} for {' and '.join(PRINTED)}, {also} with top-popular: "
+        f"{'; '.join(shown)}"
+    )
+
+
+def _pairs(by: Hits) -> dict[str, Gap | None]:
+    """RAPU-G minus RevAdv, and RevAdv minus each heuristic, TopPopular last."""
+    revadv = by.get("revadv", {})
+    over = {f"revadv - {name}": gap(revadv, by.get(name, {})) for name in (*PRINTED, "top-popular")}
+    return {"rapu-g - revadv": gap(by.get("rapu-g", {}), revadv), **over}
+
+
+def against(by: Hits, control: str) -> str | None:
+    """Which attacks are above a control, against Random those that optimize; see `verdicts`."""
+    found = verdicts(_over(by, control), reasons=control == "random")
+    return f"minus {control}: {found}" if found else None
+
+
+def _over(by: Hits, control: str) -> dict[str, Gap]:
+    names = LEARNED if control == "random" else (*LEARNED, *PRINTED)
+    gaps = {name: gap(by.get(name, {}), by.get(control, {})) for name in names}
+    return {name: each for name, each in gaps.items() if each}
+
+
+def claims(by: Hits) -> list[str]:
+    """The order and both controls of one table's column."""
+    return [text for text in (order(by), *(against(by, control) for control in CONTROLS)) if text]
+
+
+def summary(columns: Mapping[str, Hits]) -> list[str]:
+    """Where the paper's order holds, and what is above TopPopular for sure, over the columns of a table.
+
+    >>> level = {"rapu-g": 0.3, "revadv": 0.2, "random": 0.1, "popular": 0.1, "top-popular": 0.25}
+    >>> found = {name: dict.fromkeys(range(3), value) for name, value in level.items()}
+    >>> summary({"WRMF, 3%": found, "NCF, 3%": {}})
+    ['RAPU-G > RevAdv > random and popular: holds at WRMF, 3%', 'above top-popular for sure: rapu-g (WRMF, 3%)']
+    """
+    holds: dict[str, list[str]] = {}
+    ahead: dict[str, list[str]] = {}
+    for where, by in columns.items():
+        gaps = list(_pairs(by).values())
+        if any(gaps):
+            holds.setdefault(conclusion(gaps[:-1]), []).append(where)
+        for name, each in _over(by, "top-popular").items():
+            if each.verdict == "above":
+                ahead.setdefault(name, []).append(where)
+    if not holds:
+        return []
+    said = "; ".join(f"{what} at {' | '.join(places)}" for what, places in holds.items())
+    above = ", ".join(f"{name} ({' | '.join(places)})" for name, places in ahead.items())
+    return [
+        f"RAPU-G > RevAdv > {' and '.join(PRINTED)}: {said}",
+        f"above top-popular for sure: {above or 'nothing'}",
+    ]
+
+
+def model(points: Mapping[str, Hits]) -> str | None:
+    """What RAPU-G's probabilistic model adds, at each share of fake users."""
+    gaps = {point: gap(by.get("rapu-g", {}), by.get("rapu-g-no-pgm", {})) for point, by in points.items()}
+    shown = [f"{each.said()} at {point}" for point, each in gaps.items() if each]
+    return f"rapu-g - rapu-g-no-pgm: {', '.join(shown)}" if shown else None
+
+
+def verdicts(gaps: Mapping[str, Gap], *, reasons: bool) -> str:
+    """Which attacks are above their control; of the others, if asked, the difference and the reason.
+
+    >>> found = {"revadv": Gap(0.2, 0.1, 0.3, 5), "rapu-g": Gap(0.05, -0.1, 0.2, 5), "pga": Gap(0, -0.1, 0.1, 5)}
+    >>> verdicts(found, reasons=False)
+    'above: revadv; undecided: rapu-g, pga'
+    >>> verdicts(found, reasons=True)[15:]
+    'undecided: rapu-g +0.050 [-0.100, +0.200] (5 seeds tell 0.150 from 0), pga +0.000 [-0.100, +0.100] (exempt)'
+    """
+    sort: dict[str, list[str]] = {"above": [], "undecided": [], "below": [], "too few seeds": []}
+    for name, each in gaps.items():
+        shown = reasons and each.verdict != "above"
+        sort[each.verdict].append(f"{name} {each}{reason(name, [each])}" if shown else name)
+    if any(each.verdict != "too few seeds" for each in gaps.values()):
+        sort["above"] = sort["above"] or ["none"]
+    return "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in sort.items() if found)
+
+
+def reason(name: str, gaps: Sequence[Gap]) -> str:
+    """Why an attack is not above Random for sure, as far as it is known, of differences with one verdict.
+
+    Where nothing is decided that is how small a mean these seeds could have told from 0; where it is below, the cause
+    is not known unless the attack is exempt.
+
+    >>> reason("revadv", [Gap(0.01, -0.02, 0.04, 3), Gap(0.0, -0.04, 0.04, 4)])
+    ' (3 to 4 seeds tell 0.030 to 0.040 from 0)'
+    >>> reason("revadv", [Gap(-0.2, -0.3, -0.1, 3)]), reason("revadv", [Gap(0.0, 0.0, 0.0, 3)])
+    (' (cause not known)', ' (the same on every seed)')
+    """
+    verdict = gaps[0].verdict
+    if verdict == "too few seeds":
+        return ""
+    if name in EXEMPT:
+        return " (exempt)"
+    if verdict == "below":
+        return " (cause not known)"
+    if all(each.half == each.mean == 0 for each in gaps):
+        return " (the same on every seed)"
+    seeds = span([f"{each.seeds}" for each in sorted(gaps, key=lambda each: each.seeds)])
+    widths = span([f"{each.half:.3f}" for each in sorted(gaps, key=lambda each: each.half)])
+    return f" ({seeds} seeds tell {widths} from 0)"
+
+
+def span(values: Sequence[str]) -> str:
+    """The first and the last of sorted values, one where they are the same."""
+    return values[0] if values[0] == values[-1] else f"{values[0]} to {values[-1]}"
+
+
+def along(points: Mapping[str, Hits]) -> str | None:
+    """Minus Random along a sweep: by verdict, each attack with its points and the range of its mean differences.
+
+    >>> base = dict.fromkeys(range(3), 0.1)
+    >>> low, high = ({"random": base, "revadv": {k: 0.1 + step for k in range(3)}} for step in (0.1, 0.2))
+    >>> along({"10": low, "20": high, "30": {"random": base, "revadv": {0: 0.15}}})
+    'minus random: above: revadv at 10, 20 (+0.100 to +0.200); too few seeds: revadv at 30 (+0.050)'
+    """
+    sort: dict[str, dict[str, dict[str, Gap]]] = {
+        verdict: {} for verdict in ("above", "undecided", "below", "too few seeds")
+    }
+    for point, by in points.items():
+        for name, each in _over(by, "random").items():
+            sort[each.verdict].setdefault(name, {})[point] = each
+    said = []
+    for verdict, attacks in sort.items():
+        shown = []
+        for name, gaps in attacks.items():
+            means = span([f"{each.mean:+.3f}" for each in sorted(gaps.values())])
+            why = reason(name, list(gaps.values())) if verdict != "above" else ""
+            where = "all" if len(gaps) == len(points) > 1 else ", ".join(gaps)
+            shown.append(f"{name} at {where} ({means}){why}")
+        said += [f"{verdict}: {', '.join(shown)}"] if shown else []
+    return f"minus random: {'; '.join(said)}" if said else None

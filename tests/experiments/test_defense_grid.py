@@ -1,0 +1,96 @@
+"""Cells of the grid of defenses on a small world in place of MovieLens (its table: test_attack_studies.py)."""
+
+import functools
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+import attacks
+from experiments.crafts import crafted
+from experiments.papers import defense_grid, rapu
+from experiments.pipeline import Case
+from models.data import Interactions, Profiles, random_events
+from models.itempop import itempop
+from models.wrmf import wrmf
+
+USERS, ITEMS, BUDGET, K = 40, 24, 4, 5
+
+
+@pytest.fixture
+def world(monkeypatch, tmp_path):
+    """40 users, of whom a twentieth attack, and a model for the victim and the attacker; crafts lie in `tmp_path`."""
+    clicks = np.random.default_rng(0).random((USERS, ITEMS)) < np.linspace(0.5, 0.1, ITEMS)
+    events = Interactions.from_dense(clicks.astype(float))
+    split = random_events(events, jax.random.key(0))
+    data = SimpleNamespace(data=SimpleNamespace(interactions=events), split=split)
+    small = rapu.World("", "", None, BUDGET, ("wrmf", "small"), {"WRMF": ("wrmf", "small")})
+    monkeypatch.setitem(rapu.WORLDS, "ml", small)
+    monkeypatch.setattr(rapu, "_data", lambda world, seed: data)
+    monkeypatch.setattr(rapu, "_view", lambda world, seed, rho, pert: split.train)
+    monkeypatch.setattr(defense_grid, "K", K)
+    monkeypatch.setattr(defense_grid, "FRACTION", 0.05)
+    for module in (rapu, defense_grid):
+        monkeypatch.setattr(module, "crafted", functools.partial(crafted, folder=tmp_path))
+
+    monkeypatch.setattr(defense_grid, "_model", lambda name, preset: wrmf(factors=4, epochs=20))
+    monkeypatch.setattr(defense_grid, "_hardened", functools.cache(defense_grid._hardened.__wrapped__))
+    return split
+
+
+def spec(attack, defense):
+    return {"study": "defense-grid", "attack": attack, "defense": defense, "seed": 0}
+
+
+def test_a_cell_judges_the_victim_behind_its_defense(world, monkeypatch):
+    targets = np.array([5, 20])
+    case = Case(world.train, world.test, targets, None, jax.random.key(0))
+    twins = Profiles.from_rows(np.tile(np.arange(ITEMS) % 6 == 2, (2, 1)).astype(float), targets=targets)
+    monkeypatch.setattr(defense_grid, "setting", lambda spec: (case, twins))
+    monkeypatch.setattr(defense_grid, "_hardened", lambda defense, name, preset: itempop())
+    monkeypatch.setattr(
+        defense_grid, "measured", lambda fitted, case, k: {"model": fitted.model.name, "k": k}
+    )
+    found = defense_grid.run(spec("top-popular", "filter:duplicate"))
+    assert found["victim"] == {"model": "itempop", "k": K}
+    assert (found["flagged_fake"], found["flagged_real"]) == (1.0, 0.0)  # two equal profiles, 5% of 42 users
+    clicks = world.train.to_csr().toarray() > 0
+    best = np.argsort(np.where(clicks, 1, -clicks.sum(0)), axis=1, kind="stable")[:, :K]
+    assert found["kept_hr"] == pytest.approx(np.isin(best, targets).any(1).mean())
+    assert 0.1 < found["kept_hr"] < 0.9
+    seen = defense_grid.run(spec("top-popular", "detectors"))["detectors"]
+    assert set(seen) == set(defense_grid.DETECTORS)
+    assert seen["duplicate"]["auc"] == pytest.approx(1)
+
+
+def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
+    asked = []
+
+    def instead(name, surrogate, *, fakes, budget, **more):
+        asked.append({"name": name, "surrogate": surrogate, **more})
+        return attacks.random(fakes=fakes, budget=budget)
+
+    monkeypatch.setattr(defense_grid.attacks, "revadv", functools.partial(instead, "revadv"))
+    monkeypatch.setattr(defense_grid.attacks, "rapu_g", functools.partial(instead, "rapu-g"))
+    for defense in defense_grid.DEFENSES:
+        defense_grid._adaptive(defense, spec("adaptive", defense))
+    inside = [each["surrogate"].name for each in asked]
+    assert inside == ["wrmf", "adversarial-wrmf", "apt-wrmf", "apt-rand-wrmf", *["filtered-wrmf"] * 4]
+    assert len({each["surrogate"].config.get("cut") for each in asked[4:]}) == 4  # each its own detector's
+    assert {each["name"] for each in asked} == {"revadv"}
+    case, profiles = defense_grid.setting(spec("adaptive-rapu-g", "at"))
+    assert (asked[-1]["name"], asked[-1]["pgm"]) == ("rapu-g", False)
+    assert asked[-1]["surrogate"] is asked[1]["surrogate"]
+    assert profiles is not None
+    assert profiles.fakes == 2
+    assert case.train is world.train
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("attack", "defense"), [("adaptive", "filter:duplicate"), ("adaptive-held", "apt")])
+def test_a_cell_of_an_adaptive_attack_runs(world, attack, defense):
+    found = defense_grid.run(spec(attack, defense))
+    assert 0 <= found["victim"]["hr_any"] <= 1
+    assert (len(found.get("negative", [])) == 8) == (defense == "apt")  # renewed in each of the last 8 epochs
+    assert ("flagged_fake" in found) == (defense != "apt")
