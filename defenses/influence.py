@@ -56,8 +56,8 @@ def influence_vector(
 
     Returns:
         (I,) influences, negative where a higher cell lowers the risk, and the solver's code (0: OK). Where conjugate
-        gradients met negative curvature (`INDEFINITE`) their answer is refused, and the influences are those of the
-        plain gradient.
+        gradients met negative curvature (`INDEFINITE`), or a series for another loss than that of ratings left its
+        bounds (`DIVERGED`), the answer is refused, and the influences are those of the plain gradient.
 
     Raises:
         ValueError: a recommender that follows no gradient of a loss (with AT inside there is no Hessian: "identity"
@@ -118,10 +118,11 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
             f"apt: the steps of {model.name} follow no gradient (adversarial training), so that there is no Hessian to "
             "invert; give solver='identity'"
         )
-    if solver == "gauss_newton" and (model.name != "mf" or at.train.track != "explicit"):
+    ratings = model.name == "mf" and at.train.track == "explicit"
+    if solver == "gauss_newton" and not ratings:
         raise ValueError(
             f"apt: solver='gauss_newton' is that of a mean squared error of ratings (mf), not of {model.name} on "
-            f"{at.train.track} data; expected 'cg', 'identity' or a solver of bilevel"
+            f"{at.train.track} data; expected 'cg', 'lissa', 'lissa_block', 'identity' or a solver of bilevel"
         )
     full = jax.linearize(jax.grad(loss), at.params)[1]
     if solver == "gauss_newton":
@@ -134,17 +135,47 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
         product = functools.partial(_by_leaf, full)
     else:
         product = full
-    series = {"lissa": 1000, "lissa_block": 1000}
     if not isinstance(solver, str):
-        method = solver
-    elif solver in series:
-        method = bilevel.lissa(series[solver], scale=1.0, probe=0)
+        found = solver(product, slope)
+        refused = jnp.asarray(solver.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
+    elif ratings:
+        method = (
+            bilevel.lissa(SERIES, scale=1.0, probe=0)
+            if solver in ("lissa", "lissa_block")
+            else bilevel.cg(damping=DAMPING, max_steps=100, rtol=1e-4, probe=0)
+        )
+        found = method(product, slope)
+        refused = jnp.asarray(method.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
     else:
-        method = bilevel.cg(damping=1e-3, max_steps=100, rtol=1e-4, probe=0)
-    found = method(product, slope)
-    refused = jnp.asarray(method.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
+        found = _by_spectrum(product, slope, series=solver != "cg")
+        refused = (found.code == bilevel.Code.INDEFINITE) | (found.code == bilevel.Code.DIVERGED)
     value = jax.tree.map(lambda plain, solved: jnp.where(refused, plain, solved), slope, found.value)
     return value, jnp.asarray(found.code, jnp.int32)
+
+
+DAMPING, SERIES = 1e-3, 1000
+"""Of a mean squared error of ratings, and terms of LiSSA's series there, which act like this damping (1 / SERIES)."""
+RELATIVE = 0.1
+"""Of other losses, in their largest eigenvalue: about what `DAMPING` is on the ratings of MovieLens-100K (0.0086)."""
+
+
+def _by_spectrum(product, slope: Params, *, series: bool) -> bilevel.LinearResult:
+    """`(H + d I)^-1 slope` where the size of the loss, a sum over cells or over draws, is anything.
+
+    `d = max(RELATIVE h_max, 2 max(0, -h_min))` with the ends of the spectrum that 20 Lanczos products find, begun at
+    the slope: the spaces in which conjugate gradients work. Everything is divided by `h_max + d`, LiSSA's scale.
+    """
+    ends = bilevel.spectrum(product, slope, steps=20, start=slope)
+    damping = jnp.maximum(RELATIVE * ends.largest, 2 * jnp.maximum(-ends.smallest, 0))
+    top = jnp.maximum(1.05 * ends.largest, 0) + damping  # Ritz values lie inside the spectrum
+    unit = 1 / jnp.where(top > 0, top, 1)
+    scaled = lambda v: jax.tree.map(lambda a, b: unit * (a + damping * b), product(v), v)
+    method = (
+        bilevel.lissa(100, scale=1.0, probe=0)  # the smallest eigenvalue is at least a twelfth of the largest
+        if series
+        else bilevel.cg(max_steps=100, rtol=1e-4, probe=0)
+    )
+    return method(scaled, jax.tree.map(lambda leaf: unit * leaf, slope))
 
 
 def _by_leaf(product: Callable[[Params], Params], v: Params) -> Params:

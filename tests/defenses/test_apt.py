@@ -17,11 +17,11 @@ from defenses.apt import apt
 from defenses.filtering import soft_filter
 from defenses.helped import apt_surrogate
 from defenses.helpful import choose, ratings
-from defenses.influence import Point, influence_vector, smallest
+from defenses.influence import RELATIVE, Point, influence_vector, smallest
 from models import registry
 from models.als import als
 from models.bpr import bpr
-from models.data import Interactions
+from models.data import Interactions, Profiles, inject
 from models.mf import mf
 from models.train import Start, begin, fit
 from models.wrmf import wrmf
@@ -224,6 +224,35 @@ def test_negative_curvature_is_refused(x64, train):
     assert (ask(bilevel.dense())[0] != refused).any()
 
 
+@pytest.mark.parametrize("solver", ["cg", "lissa", "lissa_block"])
+def test_on_clicks_the_damping_is_of_the_size_of_the_loss(x64, rng, solver):
+    """A sum over cells has other eigenvalues than a mean, negative ones too: no absolute damping fits."""
+    clicks = Interactions.from_dense((rng.random((U, I)) < 0.4).astype(float))
+    model = wrmf(factors=2, epochs=6, learning_rate=0.05)
+    at = point(model, clicks)
+    found, code = influence_vector(model, at, solver=solver, risk="code", references=3, highest=1.0)
+    assert code == bilevel.Code.OK
+    flat, back = ravel_pytree(at.params)
+    ctx = at.start.inner.final_context(at.start.key)
+    loss = lambda flat: model.loss(back(flat), at.x, at.start.data, ctx)
+    H = np.asarray(jax.hessian(loss)(flat))
+    if solver == "lissa_block":
+        ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(at.params)])
+        own = np.searchsorted(ends, np.arange(flat.size), side="right")
+        H = np.where(own[:, None] == own, H, 0)
+    h = np.linalg.eigvalsh(H)
+    damping = max(RELATIVE * h[-1], -2 * h[0])
+    moved = back(np.linalg.solve(H + damping * np.eye(flat.size), jax.grad(loss)(flat)))
+    scores = lambda params: model.scores(params, at.x, at.start.data, smallest(clicks, 3))
+    exact = 2 / (U * I) * jax.jvp(scores, (at.params,), (moved,))[1].sum(0)
+    np.testing.assert_allclose(found, exact, rtol=0.05, atol=0.02 * np.abs(exact).max())
+    if solver == "cg":  # the default of ratings would not do
+        raw = influence_vector(
+            model, at, solver=bilevel.cg(damping=1e-3, probe=0), risk="code", references=3, highest=1.0
+        )
+        assert raw[1] == bilevel.Code.INDEFINITE
+
+
 @pytest.mark.parametrize(
     ("model", "solver", "match"),
     [
@@ -249,6 +278,16 @@ def test_without_helpful_users_it_is_plain_training_bit_for_bit(train, batch):
     plain, defended = fit(model, train, KEY), apt(model, users=0).fit(train, KEY)
     for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(defended.params), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_helpful_users_held_from_the_start_are_users_like_any_other_bit_for_bit(train):
+    """One renewal before the first epoch and none after it: the loop of APT is a plain training beside its rows."""
+    model = small(epochs=4, batch=16)
+    defense = apt(model, users=3, items=4, pretrain=0, every=4, references=1, selection="random")
+    fitted, told = defense.trace(train, KEY)
+    profiles = Profiles.from_rows(told["rows"], jnp.zeros(0, jnp.int32), track="explicit", width=4)
+    plain = fit(model, inject(train, profiles), jax.random.split(KEY)[0])
+    jax.tree.map(np.testing.assert_array_equal, fitted.params, plain.params)
 
 
 def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
