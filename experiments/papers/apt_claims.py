@@ -202,6 +202,30 @@ def broken(found: Cells) -> list[str]:
     return [f"less than half of the clean test hit rate is left by {'; '.join(said)}"] if said else []
 
 
+# ---------------------------------------------------------------------------------------------- minus random attack
+
+
+def against_random(found: Cells) -> list[str]:
+    """A line a method: what it reaches beyond random fillers on the undefended model, by data and kind of targets."""
+    said = []
+    for attack in ATTACKS:
+        made = []
+        for data, kind in ((data, kind) for data in WORLDS for kind in KINDS):
+            pair = [found.get((data, name, kind, "none")) for name in (attack, "random")]
+            if attack != "random" and pair[0] is not None and pair[1] is not None:
+                mine, other = (dict(enumerate(record.result["hr_mean"])) for record in pair if record)
+                between = gap(mine, other)
+                made += [f"{data}, {kind} {between.said()}"] if between else []
+        said += [f"{attack} minus random, no defense: {'; '.join(made)}"] if made else []
+    if said:
+        said.append(
+            "each attack is crafted once for all seeds, so these intervals are over victims and not over crafts; pga's "
+            "integrity has no gradient in a filler while users' factors are held (attacks/pga.py): its fillers stay "
+            "random, and what sets it apart from random is one draw against another"
+        )
+    return said
+
+
 # -------------------------------------------------------------------------------------------------------------- RI
 
 

@@ -123,6 +123,7 @@ def _notes(found: Cells, metric: str) -> list[str]:
         "APT, which the paper gives to improvements only",
         *apt_claims.tally(found, metric),
         *(apt_claims.odd_stars() if targets else []),
+        *(apt_claims.against_random(found) if targets else []),
         *apt_claims.broken(found),
         *(apt_claims.improvements(found) if targets else []),
         *apt_claims.golden(found, metric),

@@ -33,6 +33,18 @@ def by_cell(*records) -> apt_claims.Cells:
     return apt_claims.by_cell(list(records))
 
 
+def test_an_attack_is_compared_with_random_fillers_by_seed():
+    found = by_cell(
+        cell("ml-100k", "pga", "random", "none", [0.3, 0.4, 0.5]),
+        cell("ml-100k", "random", "random", "none", [0.2, 0.2, 0.2]),
+        cell("ml-100k", "tna", "unpopular", "none", [0.2, 0.2, 0.2]),
+    )
+    line, note = apt_claims.against_random(found)
+    assert line == "pga minus random, no defense: ml-100k, random +0.200 [-0.048, +0.448] undecided"
+    assert "crafted once" in note
+    assert apt_claims.against_random({}) == []
+
+
 def test_table2_stands_beside_the_published_one(tmp_path):
     made = STUDIES["apt-table2"].report([record(spec) for spec in apt_tables.cells(False)], tmp_path)
     row = next(r for r in made.rows if r[:3] == ["ml-100k", "unpopular", "average"])

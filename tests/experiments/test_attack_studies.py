@@ -231,7 +231,10 @@ def test_poisonrec_tables(tmp_path):
     assert "which do not say where the targets lie: PMF, PMF, PMF" in said
     assert "steam, phone, ml-1m: the order of the events is not known" in said
     assert "phone: order known" in made.notes
-    assert "AppGrad (svd directions): its mean reward ends below its first value in 0 of 78 records" in made.notes
+    assert (
+        "AppGrad (svd directions): its mean reward ends below its first value in 0 of 78 records"
+        in made.notes
+    )
     assert [picture.name for picture in made.pictures] == ["poisonrec-table3.png", "poisonrec-strategies.png"]
     made = poisonrec.designs_report([record(s) for s in poisonrec.designs_cells(False)], tmp_path)
     assert {r[1] for r in made.rows} == set(poisonrec.DESIGNS)
