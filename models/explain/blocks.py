@@ -297,7 +297,8 @@ def of_rcf(
         fitted: an RCF.
         train, user, items, own, damping, key: as in `of_user`.
 
-    Reference: ACCENT's code for RCF. **Differs from the paper:** nothing.
+    Reference: ACCENT's code for RCF. **Differs from the paper:** nothing where all clicks are read; with `max_history`
+    the older click that is read in place of a removed one is not counted.
 
     >>> from models import rcf
     >>> from models.data.relations import clusters

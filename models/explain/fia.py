@@ -81,7 +81,8 @@ def influences(
         key: of the negatives of sampled losses; None: a fixed one.
 
     Raises:
-        ValueError: an unknown variant, or one that the recommender does not have; users or ranks out of range.
+        ValueError: an unknown variant, or one that the recommender does not have; users or ranks out of range; all
+            parameters of a recommender that `models.explain.whole.check` refuses.
 
     Reference: Tran, Ghazimatin, Saha Roy, SIGIR 2021, section 3, and released code. **Differs from the paper:** "user"
     weighs a penalty of all parameters as training does, "fast" as ACCENT's code, which counts it once for each related
@@ -104,6 +105,8 @@ def influences(
     who = _checked(fitted, train, users, ranks)
     key = jax.random.key(0) if key is None else key
     degrees = np.asarray(train.degrees())
+    if chosen == "full" and degrees[who].any():
+        whole.check(fitted, train, key)
     at_item = int(np.asarray(train.popularity()).max()) if chosen == "fast" else 0
     direct = chosen == "full" and not reads_only_params(fitted)
     width = max(1, int(degrees[who].max(initial=0)))

@@ -186,6 +186,7 @@ OF_CLICKS = {
     "pmf": {"factors": 2},
     "lightgcn": {"factors": 2},
     "ngcf": {},
+    "ncr": {"factors": 4},
 }
 
 

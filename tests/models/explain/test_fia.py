@@ -1,5 +1,6 @@
 """Influence against what it stands for: closed forms, refits without an interaction, dense references, retraining."""
 
+import dataclasses
 from functools import partial
 
 import jax
@@ -9,10 +10,10 @@ import pytest
 from jax.flatten_util import ravel_pytree
 
 import bilevel
-from models import als, autorec, bpr, lightgcn, multvae, ncf, rcf, wrmf
+from models import als, autorec, bpr, itemae, lightgcn, multvae, ncf, ncr, ngcf, rcf, wrmf
 from models.data import Interactions, sample
 from models.data.relations import Relations
-from models.explain import blocks, counterfactual, influences
+from models.explain import blocks, counterfactual, influences, whole
 from models.explain.fia import bucket, variant_of
 from models.train import Fitted, begin, fit
 
@@ -32,10 +33,13 @@ def ratings(users=6, items=9, seed=0):
 
 
 def clicks(users=7, items=9, seed=0):
+    """In an order of time that is not that of the ids, so that NCR reads them in another."""
     rng = np.random.default_rng(seed)
     seen = rng.random((users, items)) < 0.55
     seen[:, :2] = [True, False]
-    return Interactions.from_dense(seen.astype(float))
+    user, item = np.nonzero(seen)
+    when = np.random.default_rng(seed + 1).permutation(len(user))
+    return Interactions.from_arrays(user, item, time=when, users=users, items=items)
 
 
 def started(model, train, seed=0, scale=0.6):
@@ -45,6 +49,12 @@ def started(model, train, seed=0, scale=0.6):
     params = jax.tree.map(lambda leaf: jnp.asarray(rng.normal(0, scale, leaf.shape)), start.params)
     embedding = model.embed(params, start.x, start.data)
     return Fitted(model, params, start.data, start.x, embedding)
+
+
+def begun(model, train):
+    """The recommender before its training, without what scores read."""
+    start = begin(model, train, jax.random.key(0))
+    return Fitted(model, start.params, start.data, start.x, None)
 
 
 def with_user(fitted, user, vector):
@@ -165,19 +175,6 @@ RELATIONS = Relations.from_table(TABLE, 9)
 
 
 @pytest.mark.slow
-def test_the_history_part_of_rcf(x64):
-    """A vector that cannot move: what is left is that the click is not read."""
-    train = clicks(users=4)
-    fitted = started(rcf.rcf(RELATIONS, factors=3, attention=2, hidden=(4,)), train, 1)
-    found = influences(fitted, train, [1], 2, damping=1e15)
-    again = jax.jit(lambda at, gone: rcf.rated(fitted.params, fitted.data, 0 * at + 1, at, without=gone))
-    items = jnp.asarray(found.item[0])
-    without = [found.scores[0] - again(items, jnp.full_like(items, z)) for z in found.history[0]]
-    close(found.drop[0], np.array(without).T, 1e-9)
-    assert np.abs(found.drop).max() > 0.01
-
-
-@pytest.mark.slow
 def test_rcf_without_a_click_does_not_read_it(x64):
     """The user's Hessian, the click's gradient and the new score all read the shortened history, as one by one."""
     train = clicks(users=4)
@@ -268,29 +265,150 @@ def test_influence_orders_retrainings(x64):
         assert spearman(found.drop[n][:, : len(after)], np.array(after).T) >= 0.95
 
 
+HELD = 1e15  # damping with which no parameter moves
+
+
+NET = {"factors": 2, "tower": 2, "hidden": (3,)}
+ATTENTIVE = {"factors": 3, "attention": 2, "hidden": (4,)}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("make", "variant"),
+    ("make", "variant", "reads"),
     [
-        (partial(bpr.bpr, factors=3, epochs=5), "user"),
-        (partial(ncf.neumf, factors=2, tower=2, hidden=(3,), epochs=5), "user"),
-        (partial(als.als, factors=3), "full"),
-        (partial(lightgcn.lightgcn, factors=3, epochs=3), "full"),
-        (partial(multvae.multvae, hidden=5, latent=3, epochs=3), "full"),
-        (partial(autorec.autorec, hidden=4, epochs=3), "full"),
+        (partial(bpr.bpr, factors=3), "user", False),
+        (partial(ncf.neumf, **NET), "user", False),
+        (partial(ncf.neumf, **NET), "full", False),
+        (partial(rcf.rcf, RELATIONS, **ATTENTIVE), "user", True),
+        (partial(rcf.rcf, RELATIONS, **ATTENTIVE), "full", True),
+        (partial(lightgcn.lightgcn, factors=3), "full", True),
+        (partial(ngcf.ngcf, factors=3, layers=(3,)), "full", True),
+        (partial(multvae.multvae, hidden=5, latent=3), "full", True),
+        (partial(autorec.autorec, hidden=4), "full", True),
+        (partial(ncr.ncr, factors=3, max_history=3), "full", True),
+        # who reads an item's own row of clicks reads no other item's for one that the user has not seen
+        (partial(autorec.autorec, by="item", hidden=4), "full", False),
+        (partial(itemae.itemae, hidden=(4,)), "full", False),
+        (partial(als.als, factors=3), "full", False),
     ],
 )
-def test_any_differentiable_recommender(make, variant):
+def test_what_scores_read_of_the_data_is_gone_at_once(make, variant, reads):
+    """Parameters that cannot move: a drop is the old score less that on data prepared without the event."""
+    train, model = clicks(), make()
+    fitted, users = started(model, train), [0, 4]
+    own = variant_of(fitted, None) == variant
+    found = influences(fitted, train, users, 4, variant=None if own else variant, damping=HELD)
+
+    @jax.jit
+    def again(keep, user):
+        return model.scores(fitted.params, fitted.x, model.prepare(train.keep(keep)), user[None])[0]
+
+    for n, user in enumerate(users):
+        for z, item in enumerate(found.history[n]):
+            keep = ~((np.asarray(train.user) == user) & (np.asarray(train.item) == item))
+            expected = found.scores[n] - again(jnp.asarray(keep), jnp.array(user))[found.item[n]]
+            np.testing.assert_allclose(
+                found.drop[n, :, z], expected if item >= 0 else 0, atol=2e-5 * np.abs(found.scores).max()
+            )
+    assert np.any(np.abs(found.drop) > 1e-3 * np.abs(found.scores).max()) == reads
+    if own:
+        asked = counterfactual(fitted, train, [4, 0, 4], k=4, damping=HELD)
+        assert asked.code.tolist() == found.code[[1, 0, 1]].tolist()
+
+
+def reading(params, data, user, stop):
+    """What a user's two latest clicks by time before a slot of NCR's data add up to."""
+    history, known = ncr.premises(data, user, stop, 2)
+    return jnp.sum(jnp.where(known[..., None], params["item"][history], 0), 1)
+
+
+def recent_loss(params, x, data, ctx):
+    """Clicks against drawn items, by what was read before them."""
+    index, real = ctx.batch or (jnp.arange(data.user.shape[0]), True)
+    user, q = data.user[index], params["item"]
+    negative = sample.negatives(ctx.key, data.lists, user, 1, x.shape[1])[:, 0]
+    gap = jnp.sum(reading(params, data, user, index) * (q[negative] - q[data.item[index]]), 1)
+    return jnp.vdot(data.real[index] & real, jax.nn.softplus(gap))
+
+
+RECENT = dataclasses.replace(
+    ncr.ncr(),
+    name="recent",
+    init=lambda key, users, items, fakes: {"item": jax.random.normal(key, (items, 2))},
+    loss=recent_loss,
+    embed=lambda params, x, data: (
+        params | {"read": reading(params, data, jnp.arange(data.start.shape[0] - 1), data.start[1:])}
+    ),
+    score=lambda embedding, users: embedding["read"][users] @ embedding["item"].T,
+)
+"""A small recommender with NCR's data: it reads the latest clicks by time and draws for every click."""
+
+
+def test_what_goes_is_what_is_named_and_the_others_draw_the_same():
+    """The prepared data are in another order than the training data, and scores and loss read of it."""
+    train, user, items, key = clicks(), jnp.array(4), jnp.arange(3), jax.random.key(0)
+    fitted, size = begun(RECENT, train), int(train.degrees()[4])
+    assert not np.array_equal(fitted.data.item, train.item)
+
+    def still(matvec, b):  # no parameter moves
+        return bilevel.cg(max_steps=1)(lambda v: v, jax.tree.map(jnp.zeros_like, b))
+
+    @jax.jit
+    def asked(fitted):
+        """Drops; scores without each click, what each adds to the loss, and through the user's own clicks alone."""
+        own, data = blocks.own(train, user, size), fitted.data
+        at = lambda data, batch: recent_loss(fitted.params, fitted.x, data, bilevel.Ctx(key, 0, batch))
+        scores = lambda data: RECENT.scores(fitted.params, fitted.x, data, user[None])[0, items]
+        mine = data.user == user
+
+        def without(item):
+            rest = RECENT.prepare(train.keep((train.user != user) | (train.item != item)))
+            less = whole.without(data, rest, user, item)
+            alone = bilevel.Batch(less.batch.index, less.batch.mask & mine)
+            own = bilevel.Batch(jnp.arange(mine.shape[0]), mine)
+            parts = at(data, None) - at(less.data, less.batch), at(data, own) - at(less.data, alone)
+            return scores(data) - scores(rest), *parts
+
+        drop = whole.drops(fitted, train, user, items, own, still, key, direct=True)[0]
+        return drop, *jax.lax.map(without, own.item)
+
+    drop, expected, every, alone = asked(fitted)
+    assert np.sum(np.abs(drop).max(0) > 0.01) == 2  # the two latest, whatever their ids
+    np.testing.assert_allclose(drop, expected.T, atol=1e-5)
+    np.testing.assert_allclose(every, alone, atol=1e-4)
+    assert np.abs(alone).min() > 1e-3
+
+
+def test_a_loss_that_cannot_be_followed_is_refused():
+    """It draws and shows no events, does not read those it is given, or orders them by one another."""
+    train, key = clicks(), jax.random.key(0)
+    fitted = begun(RECENT, train)
+
+    def turned(train):
+        data = RECENT.prepare(train)
+        return data._replace(**{name: jnp.roll(getattr(data, name), train.count) for name in whole.EVENTS})
+
+    changed = lambda data, **functions: dataclasses.replace(
+        fitted, model=dataclasses.replace(RECENT, **functions), data=data
+    )
+    hidden = lambda params, x, data, ctx: recent_loss(params, x, data[0], ctx)
+    deaf = lambda params, x, data, ctx: recent_loss(params, x, data, ctx._replace(batch=None))
+    with pytest.raises(ValueError, match="the loss of recent draws numbers"):
+        whole.check(changed([fitted.data], loss=hidden), train, key)
+    with pytest.raises(ValueError, match=r"does not read ctx\.batch"):
+        whole.check(changed(fitted.data, loss=deaf), train, key)
+    with pytest.raises(ValueError, match="in another order"):
+        influences(changed(turned(train), prepare=turned), train, [0], 2)
+
+
+@pytest.mark.slow
+def test_the_dropout_of_other_users_does_not_count():
+    """Mult-VAE draws its masks by places, which a removal shifts: their noise would be larger than what is asked."""
     train = clicks()
-    fitted = fit(make(), train, jax.random.key(0))
-    assert variant_of(fitted, None) == variant
-    users = [0, 4, 0]
-    found = influences(fitted, train, users, 4)
-    assert np.all(np.isfinite(found.drop))
-    assert np.any(found.drop != 0)
-    assert found.drop[0].tobytes() == found.drop[2].tobytes()
-    assert not np.any(found.drop[0][:, found.history[0] < 0])
-    assert counterfactual(fitted, train, users, k=4).code.tolist() == found.code.tolist()
+    fitted = started(multvae.multvae(hidden=5, latent=3), train)
+    plain = dataclasses.replace(fitted, model=multvae.multvae(hidden=5, latent=3, dropout=0.0))
+    one, other = (influences(at, train, [0], 3, damping=100.0).drop for at in (fitted, plain))
+    close(one, other, 1e-5)
 
 
 @pytest.mark.slow
@@ -318,7 +436,7 @@ def test_bpr_without_a_click_is_a_refit_of_the_user(x64):
 
 def test_what_is_refused():
     train = clicks()
-    fitted = fit(bpr.bpr(factors=2, epochs=1), train, jax.random.key(0))
+    fitted = begun(bpr.bpr(factors=2), train)
     for options, text in [
         ({"variant": "fast"}, "needs ratings"),
         ({"variant": "own"}, "expected one of fast, user, full"),
@@ -329,6 +447,6 @@ def test_what_is_refused():
     ]:
         with pytest.raises(ValueError, match=text):
             influences(fitted, **{"train": train, "users": [0], "ranks": 2, **options})
-    graph = fit(lightgcn.lightgcn(factors=2, epochs=1), train, jax.random.key(0))
+    graph = begun(lightgcn.lightgcn(factors=2), train)
     with pytest.raises(ValueError, match="rests on more than its user's own"):
         influences(graph, train, [0], 2, variant="user")
