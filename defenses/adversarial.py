@@ -13,12 +13,16 @@ derivative of Delta in g,
     d<F, v> = (H(theta), M(theta)) (v + weight D u) + weight (H, M)(theta + Delta) v
 
 for the parameters (H, second derivatives) and for fake rows (M, mixed derivatives): two products, and no new kind.
+
+What an embedding is, where no parameter is called one: an autoencoder's first kernel has a row for each item (ItemAE
+and AutoRec by items: for each user), which is what that one click adds to the code, and its last kernel a column for
+each, which is what the code is multiplied with. These are its vectors; the layers between them are the network.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +32,17 @@ from jaxtyping import Array, Float
 import bilevel
 from models.recommender import Params, Recommender, numbers
 
+EMBEDDINGS = ("user", "item", "fake")
+TABLES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("wrmf", "gmf", "cml", "lightgcn", "ngcf", "pmf", "bpr", "mf"), EMBEDDINGS),
+    "neumf": (*EMBEDDINGS, "tower_user", "tower_item", "tower_fake"),
+    "ncr": ("user", "item"),
+    "rcf": ("user", "item", "type", "value"),
+    "multvae": ("inward/kernel", "outward/kernel.T"),
+    "autorec": ("layers/0/kernel", "layers/1/kernel.T"),
+}
+"""The tables of vectors of a recommender; of ItemAE and GRU4Rec they depend on its settings, see `tables_of`."""
+
 
 def adversarial(
     model: Recommender,
@@ -35,29 +50,33 @@ def adversarial(
     epsilon: float = 0.03,
     weight: float = 1.0,
     start: int = 0,
-    tables: Sequence[str] = ("user", "item", "fake"),
+    tables: Sequence[str] | None = None,
 ) -> Recommender:
     """A recommender hardened by adversarial training, to be fitted, attacked and judged like any other.
 
     Args:
         model: any recommender trained by gradient descent with embeddings among its parameters.
-        epsilon: length of the change of a row, >= 0. APT's 0.03 is about 5% of its parameters' size; APR has 0.5.
+        epsilon: length of the change of a vector, >= 0. APT's 0.03 is about 5% of its parameters' size; APR has 0.5.
         weight: of the loss at the changed embeddings, >= 0.
-        start: epochs of plain training before, >= 0. Rows that begin near 0 (GMF's are 0.08 long) may never leave it
+        start: epochs of plain training before, >= 0. Vectors that begin near 0 (GMF's are 0.08 long) may never leave it
             under changes of their own length: on MovieLens-100K GMF learns nothing at 0.03 from the first epoch.
-        tables: names of the parameters that are changed, at any depth.
+        tables: the parameters that are changed, each by its own name, that of a parameter above it, or its whole path
+            (`"layers/0/kernel"`). Its rows are the vectors, or its columns, where `.T` follows. None: all tables of
+            vectors that the recommender has, see `tables_of`; of a recommender that is not ours those called `user`,
+            `item` and `fake`.
 
     Returns:
         `model` with another loss; initialization, optimizer, batches and scores are its own.
 
     Raises:
-        ValueError: a number outside its range; when trained, no parameter of these names, or a model without a
+        ValueError: a number outside its range; when trained, a table that is no parameter, or a model without a
             gradient-descent loop (ALS).
 
     Reference: He et al., SIGIR 2018; Wu et al., SIGIR 2021, eq. 2.
 
     **Differs from the paper:** APR takes `g` without the L2 term and begins after BPR has converged (give `start`);
-    APT's table names neither a weight nor a start: 1, and from the first epoch. An attack that differentiates through
+    APT's table names neither a weight nor a start: 1, and from the first epoch. Both have matrix factorization; which
+    parameters of another recommender are its embeddings is our reading. An attack that differentiates through
     the training has Delta's answer to its rows and to the parameters in its derivative, though a step holds it
     constant. `bilevel.implicit` refuses the loop: the field has no symmetric derivative, and no root where Delta does
     not vanish.
@@ -72,7 +91,8 @@ def adversarial(
     numbers("adversarial", 0, epsilon=epsilon, weight=weight)
     if isinstance(start, bool) or not isinstance(start, int) or start < 0:
         raise ValueError(f"adversarial: start={start!r}; expected a number of epochs, an integer >= 0")
-    hard = _Hard(model, epsilon, weight, start, tuple(tables))
+    found = tables_of(model) if tables is None else tuple(tables)
+    hard = _Hard(model, epsilon, weight, start, found)
     return dataclasses.replace(
         model,
         name=f"adversarial-{model.name}",
@@ -81,11 +101,26 @@ def adversarial(
             "epsilon": epsilon,
             "adversarial_weight": weight,
             "start": start,
-            "tables": hard.tables,
+            "tables": found,
         },
         loss=hard.loss_from(model.loss, 0),
         trainer=hard.trainer,
     )
+
+
+def tables_of(model: Recommender) -> tuple[str, ...] | None:
+    """The tables of vectors of one of our recommenders, itself or behind another defense; None: not one of ours.
+
+    >>> from models.itemae import itemae
+    >>> tables_of(itemae(hidden=(8, 4, 8)))
+    ('layers/0/kernel', 'layers/3/kernel.T')
+    """
+    name = model.name.rpartition("-")[2]
+    if name == "itemae":
+        return "layers/0/kernel", f"layers/{len(model.config['hidden'])}/kernel.T"
+    if name == "gru4rec":
+        return ("out",) if model.config["tied"] else ("input", "out")
+    return TABLES.get(name)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -96,7 +131,7 @@ class _Hard:
     epsilon: float
     weight: float
     start: int
-    tables: tuple[str, ...]
+    tables: tuple[str, ...] | None
 
     def change(self, slope: Params) -> Params:
         """Delta of a gradient."""
@@ -163,11 +198,15 @@ class _Hard:
         return dataclasses.replace(hard, pull=pull)
 
 
-def worst(slope: Params, epsilon: float, tables: Sequence[str]) -> Params:
-    """The change of the parameters of each row that raises the loss most, to first order: length `epsilon`, or 0.
+def worst(slope: Params, epsilon: float, tables: Sequence[str] | None) -> Params:
+    """The change of the vectors in some tables that raises the loss most, to first order: length `epsilon` each, or 0.
+
+    Args:
+        slope: the gradient of the loss.
+        epsilon, tables: as in `adversarial`; None: those of `EMBEDDINGS` that there are.
 
     Raises:
-        ValueError: no parameter has one of the names.
+        ValueError: a table that is no parameter; no table at all.
 
     >>> worst({"user": jnp.array([[3.0, 4.0], [0.0, 0.0]])}, 0.5, ["user"])["user"].tolist()
     [[0.30..., 0.40...], [0.0, 0.0]]
@@ -175,18 +214,23 @@ def worst(slope: Params, epsilon: float, tables: Sequence[str]) -> Params:
     found = []
 
     def one(path, g):
-        if not any(getattr(key, "key", None) in tables for key in path):
-            return jnp.zeros_like(g)
-        found.append(path)
-        return epsilon * _unit(g)
+        keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
+        for table in EMBEDDINGS if tables is None else tables:
+            name = table.removesuffix(".T")
+            if name in keys or name == "/".join(keys):
+                found.append(table)
+                return epsilon * _unit(g, -1 if name == table else 0)
+        return jnp.zeros_like(g)
 
     change = jax.tree_util.tree_map_with_path(one, slope)
-    if not found:
+    missing = [] if tables is None else [table for table in tables if table not in found]
+    if missing or not found:
         known = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(slope)]
-        raise ValueError(f"adversarial: tables={tuple(tables)!r}, but the parameters are {', '.join(known)}")
+        said = f"no parameter is called {', '.join(map(repr, missing or EMBEDDINGS))}"
+        raise ValueError(f"adversarial: {said}; give tables among {', '.join(known)}")
     return change
 
 
-def _unit(g: Float[Array, "... D"]) -> Float[Array, "... D"]:
-    square = jnp.sum(g**2, -1, keepdims=True)
+def _unit(g: Float[Array, "..."], axis: int) -> Float[Array, "..."]:
+    square = jnp.sum(g**2, axis, keepdims=True)
     return jnp.where(square > 0, g * lax.rsqrt(jnp.where(square > 0, square, 1)), 0)

@@ -72,7 +72,7 @@ def crafted(normalization, clicks):
     return jax.jit(run)
 
 
-@pytest.mark.parametrize(("normalization", "clicks"), [("cosine", 7), ("target", 6)])
+@pytest.mark.parametrize(("normalization", "clicks"), [("cosine", 7), ("target", 6), ("none", 5)])
 def test_promised_anchors_recommend_the_target_in_the_victim(normalization, clicks):
     kept, missed = 0, 0
     for seed in range(25):
@@ -175,7 +175,7 @@ def test_bisection_finds_the_least(most):
     assert least(lambda n: n >= bounds, 12, most).tolist() == [min(n, most + 1) for n in range(12)]
 
 
-@pytest.mark.parametrize("normalization", ["cosine", "target"])
+@pytest.mark.parametrize("normalization", ["cosine", "target", "none"])
 def test_costs_of_rows_are_those_of_counting(rng, normalization):
     """n_a on rows against trying every n; two targets are to be shown together."""
     matrix = (rng.random((30, ITEMS)) < np.linspace(0.05, 0.7, ITEMS)).astype(float)

@@ -1,15 +1,20 @@
 """DL-Attack: the attacker's loss, where its gradient goes, and how fillers are chosen."""
 
+import dataclasses
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import attacks
+import bilevel
 from attacks.dl_attack import Wish, behind, choose
 from bilevel import Ctx
 from models.data import Interactions, sample
 from models.ncf import gmf, neumf
+from models.recommender import Recommender
 from models.wrmf import wrmf
 
 USERS, ITEMS = 9, 12
@@ -80,29 +85,66 @@ def test_the_attack_reaches_every_embedding_and_its_gradient_is_right(x64, train
     np.testing.assert_allclose(exact, (up - down) / 2e-6, rtol=1e-6)
 
 
-def chosen(delta, fakes, budget, predicted, targets):
-    """Fillers of fake users who all get the same predictions."""
-    chance, rows = jnp.ones(ITEMS), []
-    for _ in range(fakes):
-        fillers, chance = choose(predicted, chance, targets, budget, delta)
-        rows.append(np.asarray(fillers))
-    return np.array(rows)
-
-
-def test_delta_one_repeats_the_fillers_and_delta_zero_forbids_it_until_all_are_used(rng):
+def test_fillers_are_the_largest_predictions_that_are_no_targets(rng):
     predicted, targets = jnp.asarray(rng.random(ITEMS)), jnp.array([4, 9])
-    same = chosen(1.0, 4, 3, predicted, targets)
-    assert len(np.unique(same, axis=0)) == 1
-    rows = chosen(0.0, 5, 5, predicted, targets)  # 10 items: two fake users, then again
-    assert rows[0] @ rows[1] == 0
-    np.testing.assert_array_equal(rows[2:4], rows[:2])
-    np.testing.assert_array_equal(rows[4], rows[0])
-    assert (rows[:, [4, 9]] == 0).all()
+    fillers, _ = choose(predicted, jnp.ones(ITEMS), targets, 5, 0.5)
     best = np.argsort(-np.where(np.isin(np.arange(ITEMS), targets), -1, predicted))[:5]
-    assert set(np.flatnonzero(rows[0])) == set(best)
-    rows = chosen(0.0, 3, 4, predicted, targets)  # the third takes the last two, and p is reset
+    assert set(np.flatnonzero(fillers)) == set(best)
+
+
+@pytest.fixture(scope="module")
+def popular():
+    """A recommender that predicts a share of clicks and learns one constant: cheap, and the same for every user."""
+    return Recommender(
+        name="popular",
+        config={},
+        prepare=lambda train: train.dense(),
+        init=lambda key, users, items, fakes: jnp.zeros(()),
+        loss=lambda params, x, data, ctx: params**2,
+        embed=lambda params, x, data: jnp.mean(data, 0) + params,
+        score=lambda embedding, users: jnp.broadcast_to(embedding, (users.shape[0], ITEMS)),
+        trainer=lambda users, items, fakes, events=0: bilevel.fixed_point(lambda params, *_: params, 1),
+    )
+
+
+@pytest.fixture(scope="module")
+def crafted(popular):
+    """`(train, delta, budget) -> rows and p` of the attack with four fake users, compiled once a budget."""
+
+    @functools.partial(jax.jit, static_argnums=2)
+    def run(train, delta, budget):
+        attack = attacks.dl_attack(
+            fakes=4, budget=budget, surrogate=popular, rounds=1, k=3, users=2, stages=1
+        )
+        plan = dataclasses.replace(attack.init.__self__, delta=delta)
+        state = plan.init(jax.random.key(0), train, TARGETS)
+        state = plan.step(state, train, TARGETS)[0]
+        return plan.finish(state, train, TARGETS).rows, state.chance
+
+    return run
+
+
+TARGETS = jnp.array([4, 9])
+BOUGHT = np.delete(np.arange(ITEMS), TARGETS)
+
+
+def test_delta_one_repeats_the_fillers_and_delta_zero_forbids_it_until_all_are_used(train, crafted):
+    """Of the attack, whose later models learn from the fake users before: these only confirm what is popular.
+
+    A model whose predictions earlier fake users turn, or that are each user's own, may choose others at delta 1 too.
+    """
+    same, chance = crafted(train, 1.0, 5)
+    assert len(np.unique(same, axis=0)) == 1
+    assert (np.asarray(chance) == 1).all()  # nothing was ever made less likely
+    best = np.argsort(-np.asarray(train.dense()).sum(0)[BOUGHT], kind="stable")[:5]
+    assert set(np.flatnonzero(same[0])) == {*BOUGHT[best], 4, 9}
+    rows = np.asarray(crafted(train, 0.0, 5)[0])  # 10 items: two fake users, then again
+    assert (rows[0] * rows[1]).sum() == 2  # the targets
+    np.testing.assert_array_equal(rows[2:], rows[:2])
+    rows = np.asarray(crafted(train, 0.0, 4)[0])[:, BOUGHT]  # the third takes the last two, and p is reset
     assert rows[:2].sum(0).max() == 1
     assert rows[2][rows[:2].sum(0) == 0].sum() == 2
+    np.testing.assert_array_equal(rows[3].sum(), 4)
 
 
 @pytest.mark.slow

@@ -11,12 +11,14 @@ from hypothesis import strategies as st
 
 import attacks
 import bilevel
-from defenses.adversarial import adversarial, worst
+from defenses.adversarial import adversarial, tables_of, worst
+from models import registry
 from models.als import als
-from models.bpr import bpr
+from models.autorec import autorec
 from models.data import Interactions
+from models.data.relations import clusters
 from models.mf import mf
-from models.multvae import multvae
+from models.ncf import neumf
 from models.train import begin, fit
 from models.wrmf import wrmf
 
@@ -29,6 +31,10 @@ def ratings(rng):
     dense = (rng.random((U, I)) < 0.7) * rng.integers(1, 6, (U, I)).astype(float)
     dense[:, 0] += (dense.sum(1) == 0) * 3
     return Interactions.from_dense(dense, track="explicit")
+
+
+def clicks_of(ratings):
+    return Interactions.from_dense((np.asarray(ratings.dense()) > 3).astype(float))
 
 
 @given(seed=st.integers(0, 2**20), epsilon=st.floats(1e-3, 10))
@@ -78,28 +84,77 @@ def test_until_it_starts_the_training_is_plain(x64, ratings):
     late = adversarial(model, epsilon=0.7, start=2)
     np.testing.assert_allclose(scores(late, 2), scores(model, 2), rtol=1e-12)
     assert np.abs(np.asarray(scores(late, 3) - scores(model, 3))).max() > 1e-3
-    np.testing.assert_allclose(
-        scores(adversarial(model, epsilon=0.7, start=9), 4), scores(model, 4), rtol=1e-12
-    )
     with pytest.raises(ValueError, match="start=-1"):
         adversarial(model, start=-1)
 
 
-def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings):
-    model = mf(factors=3, epochs=1, batch=None)
-    hard = adversarial(model, epsilon=0.2, weight=0.7)
-    start = begin(model, ratings, KEY)
+SMALL = {"epochs": 1, "batch": None}
+NEUMF = neumf(factors=2, tower=3, hidden=(), negatives=1, scale=0.5, **SMALL)
+
+
+@pytest.mark.parametrize(
+    ("model", "tables"),
+    [
+        (mf(factors=3, **SMALL), {"user": 1, "item": 1}),
+        (NEUMF, {"user": 1, "item": 1, "tower_user": 1, "tower_item": 1}),
+        (autorec(hidden=3, **SMALL), {"layers/0/kernel": 1, "layers/1/kernel": 0}),
+    ],
+    ids=["mf", "neumf", "autorec"],
+)
+def test_the_step_is_that_of_the_loss_at_the_changed_embeddings(x64, ratings, model, tables):
+    """The vectors of users, items and an autoencoder's items move; `tables` says along which axis one lies."""
+    start = begin(model, ratings if model.name == "mf" else clicks_of(ratings), KEY)
     ctx = start.inner.final_context(start.key)
-    grad = lambda m, p: jax.grad(m.loss)(p, start.x, start.data, ctx)
-    g = grad(model, start.params)
-    moved = {
-        k: v + 0.2 * g[k] / jnp.maximum(jnp.linalg.norm(g[k], axis=1, keepdims=True), 1e-300)
-        for k, v in start.params.items()
+
+    def one(path, leaf, g):
+        axis = tables.get("/".join(str(key.key) for key in path))
+        if axis is None:
+            return leaf
+        return leaf + 0.2 * g / jnp.maximum(jnp.linalg.norm(g, axis=axis, keepdims=True), 1e-300)
+
+    @jax.jit
+    def both(params):
+        grad = lambda m, p: jax.grad(m.loss)(p, start.x, start.data, ctx)
+        g = grad(model, params)
+        moved = jax.tree_util.tree_map_with_path(one, params, g)
+        expected = jax.tree.map(lambda a, b: a + 0.7 * b, g, grad(model, moved))
+        return grad(adversarial(model, epsilon=0.2, weight=0.7), params), expected
+
+    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-8, atol=1e-11)
+    jax.tree.map(close, *both(start.params))
+
+
+LEARNED = [
+    name for name in registry.names() if name not in ("als", "itemcf", "itempop", "covisitation", "pcmf")
+]
+
+
+def test_every_vector_of_our_recommenders_is_changed_and_nothing_else():
+    """A parameter is a table of vectors where one of its axes is as long as there are users or items."""
+    users, items, fakes = 11, 19, 3
+    models = {
+        n: registry.factory(n)(*([clusters([0] * items)] if registry.needs(n) else [])) for n in LEARNED
     }
-    expected = jax.tree.map(lambda a, b: a + 0.7 * b, g, grad(model, moved))
-    found = grad(hard, start.params)
-    for name in ("user", "item"):
-        np.testing.assert_allclose(found[name], expected[name], rtol=1e-9, atol=1e-12)
+    sizes = lambda n: (users, items, 0 if n == "rcf" else fakes)
+    shapes = {n: jax.eval_shape(lambda n=n: models[n].init(KEY, *sizes(n))) for n in models}
+    rng = np.random.default_rng(0)
+    slopes = jax.tree.map(lambda leaf: rng.normal(size=leaf.shape).astype(np.float32), shapes)
+    changes = jax.jit(lambda s: {n: worst(s[n], 0.5, tables_of(models[n])) for n in models})(slopes)
+    long, related = {users, items, fakes, users + fakes}, ("['rcf']['type']", "['rcf']['value']")
+    for path, change in jax.tree_util.tree_leaves_with_path(changes):
+        place = jax.tree_util.keystr(path)
+        if place in related or (change.ndim == 2 and long & set(change.shape)):
+            length = np.linalg.norm(change, axis=1 if place in related or change.shape[0] in long else 0)
+            np.testing.assert_allclose(length, 0.5, rtol=1e-5, err_msg=place)
+        else:
+            assert not np.asarray(change).any(), place
+
+
+@pytest.mark.parametrize("wrapped", [wrmf(), adversarial(wrmf()), dataclasses.replace(wrmf(), name="own")])
+def test_a_recommender_behind_a_defense_is_known_and_a_foreign_one_is_not(wrapped):
+    assert tables_of(wrapped) == (None if wrapped.name == "own" else ("user", "item", "fake"))
+    slope = {"user": jnp.ones((2, 3)), "other": jnp.ones((2, 3))}
+    assert not np.asarray(worst(slope, 1.0, None)["other"]).any()
 
 
 @pytest.mark.parametrize("memory", ["replay", pytest.param("keep", marks=pytest.mark.slow)])
@@ -128,10 +183,22 @@ def test_the_hypergradient_through_the_training_is_that_of_the_trained_rows(x64,
 
 
 @pytest.mark.slow
-def test_models_of_clicks_and_an_attacker_who_knows(rng):
+@pytest.mark.parametrize("name", ["bpr", "itemae", "multvae", "gru4rec"])
+def test_models_of_clicks(rng, name):
+    user, item = np.nonzero(rng.random((U, I)) < 0.5)
+    track = "sequence" if name == "gru4rec" else "implicit"
+    clicks = Interactions.from_arrays(user, item, time=np.arange(user.size), users=U, items=I, track=track)
+    model = registry.make(name, epochs=2, batch=8)
+    plain, hard = (
+        fit(m, clicks, KEY).scores(jnp.arange(U)) for m in (model, adversarial(model, epsilon=0.5))
+    )
+    assert np.isfinite(np.asarray(hard)).all()
+    assert np.abs(np.asarray(hard - plain)).max() > 1e-4
+
+
+@pytest.mark.slow
+def test_an_attacker_who_knows(rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
-    hard = adversarial(bpr(factors=2, epochs=2, batch=8), epsilon=0.5)
-    assert np.isfinite(np.asarray(fit(hard, clicks, KEY).scores(jnp.arange(U)))).all()
     attack = attacks.revadv(
         adversarial(wrmf(factors=2, epochs=3), epsilon=0.1),
         fakes=2,
@@ -147,8 +214,10 @@ def test_models_of_clicks_and_an_attacker_who_knows(rng):
 
 def test_what_has_no_embeddings_or_no_gradient_is_refused(rng):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
-    with pytest.raises(ValueError, match="the parameters are"):
-        fit(adversarial(multvae(hidden=3, latent=2, epochs=1, batch=None)), clicks, KEY)
+    with pytest.raises(ValueError, match=r"called 'itm', 'tower'; give tables among \['fake'\], \['item'\]"):
+        fit(adversarial(wrmf(factors=2, epochs=1), tables=("user", "itm", "tower")), clicks, KEY)
+    with pytest.raises(ValueError, match="no parameter is called 'user', 'item', 'fake'"):
+        worst({"kernel": jnp.ones((2, 2))}, 1.0, None)
     with pytest.raises(ValueError, match="not trained by gradient descent"):
         fit(adversarial(als(factors=2, sweeps=1)), clicks, KEY)
     with pytest.raises(ValueError, match="epsilon"):

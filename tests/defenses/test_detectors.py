@@ -191,7 +191,7 @@ def test_mean_var_and_fmtd(rng):
 
 
 @given(seed=st.integers(0, 2**20), level=st.floats(0, 1))
-def test_a_level_flags_its_share_of_a_clean_set(seed, level):
+def test_the_users_flagged_are_the_most_suspicious_and_as_many_as_asked(seed, level):
     scores = np.random.default_rng(seed).integers(0, 4, 37).astype(float)
     users = flagged(scores, level)
     assert users.sum() == round(level * 37)
@@ -255,6 +255,12 @@ def test_judging_equals_brute_force(seed):
     found = detection(scores, fake)
     pairs = [(a > b) + 0.5 * (a == b) for a in scores[fake] for b in scores[~fake]]
     np.testing.assert_allclose(found.auc, np.mean(pairs), rtol=1e-12)
+    above = [
+        scores >= t for t in np.unique(scores)[::-1]
+    ]  # every threshold: users with equal scores come together
+    precision = np.array([fake[a].mean() for a in above])
+    gained = np.diff([0, *(fake[a].sum() / fake.sum() for a in above)])
+    np.testing.assert_allclose(found.average_precision, gained @ precision, rtol=1e-12)
     draws = [np.lexsort((rng.random(30), -scores))[: fake.sum()] for _ in range(2000)]
     np.testing.assert_allclose(found.precision_at_count, np.mean([fake[d].mean() for d in draws]), atol=0.03)
     reach = [t for t in [*np.unique(scores), -1] if np.mean(scores[~fake] > t) <= 0.05]

@@ -1,5 +1,6 @@
 """The command line of defenses: a file in; a row a defense, records that are not made twice, clear errors."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from experiments import names
 from models.data import Profiles
@@ -21,6 +23,14 @@ def run(*arguments, check=True):
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def inside(*arguments):
+    """The script in this process, where what it compiles may have been compiled before."""
+    spec = importlib.util.spec_from_file_location("run_defense", ROOT / "scripts" / "run_defense.py")
+    sys.modules["run_defense"] = script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(tyro.cli(script.Options, args=arguments))
 
 
 @pytest.fixture(scope="module")
@@ -46,15 +56,40 @@ def saved(path, targets, value=5.0):
     return ["--profiles", str(path)]
 
 
-def test_a_row_a_defense_and_no_record_twice(ratings, tmp_path):
-    chosen = ["none", "filter:rdma,level=0.1"]
-    done = run(*ratings, *ATTACK, "--defense", *chosen, "--out", str(tmp_path), "--quiet")
+def test_a_row_a_defense(ratings, tmp_path, capsys):
+    """APT's helpful users are chosen by influence, those of its control, which has a preset here, at random."""
+    few = "users=3,items=4,pretrain=2,every=2,references=3,solver=identity"
+    chosen = ["none", "filter:rdma,level=0.1", f"apt,{few}", f"apt-rand:ml-100k,{few}"]
+    inside(*ratings, *ATTACK, "--defense", *chosen, "--out", str(tmp_path), "--quiet")
     (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
-    assert list(record["result"]["defenses"]) == chosen
-    assert all(0 <= found["attacked"]["hr_any"] <= 1 for found in record["result"]["defenses"].values())
-    assert (tmp_path / "table.md").read_text().count("\n| ") == 2
+    found = record["result"]["defenses"]
+    assert list(found) == chosen
+    values = [
+        [value for at in ("clean", "attacked") for value in found[name][at].values()] for name in chosen
+    ]
+    assert all(0 <= found[name]["attacked"]["hr_any"] <= 1 for name in chosen)
+    assert len({tuple(row) for row in values}) == len(chosen)  # no two defenses give the same models
+    assert (tmp_path / "table.md").read_text().count("\n| ") == len(chosen)
     assert (tmp_path / "figure.png").exists()
-    assert "RI" in done.stdout
+    assert "RI" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("text", "grid", "bonus", "selection"),
+    [
+        ("apt:filmtrust", (8.0, 1.0), 2.0, "influence"),  # as published, on eight levels
+        ("apt:filmtrust", (5.0, 1.0), 1.25, "influence"),
+        ("apt:ml-100k", (10.0, 2.0), 2.0, "influence"),
+        ("apt-rand:yelp", (10.0, 1.0), 2.0, "random"),
+        ("apt:filmtrust,bonus=0.5", (5.0, 1.0), 0.5, "influence"),
+        ("apt:filmtrust", None, 2.0, "influence"),  # of clicks, where it is of no effect
+        ("apt", (10.0, 1.0), 1.0, "influence"),
+    ],
+)
+def test_the_bonus_of_a_preset_keeps_its_share_of_the_largest_rating(text, grid, bonus, selection):
+    helpers = names.defense(text, mf(), grid).__self__.helpers
+    assert (helpers.bonus, helpers.grid, helpers.selection) == (bonus, grid, selection)
+    assert helpers.temperature == 20.0 + 20 * ("film" in text) - 10 * ("yelp" in text)
 
 
 def test_saved_fake_users_are_judged_by_their_own_targets_and_told_apart_by_what_they_hold(ratings, tmp_path):
