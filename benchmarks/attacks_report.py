@@ -1,15 +1,30 @@
-"""What the rows of `attacks.py` say: the table of crafts, growth, PoisonRec's tree, and the picture."""
+"""What the rows of `attacks.py` say: the table of crafts, growth, RAPU's Table 1, PoisonRec's tree, and the picture."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 Row = dict[str, Any]
 PAPER = {3000: (1.41, 1.93), 30_000: (2.33, 15.69)}
 """Seconds a step of PoisonRec with the tree and without, by items: Song et al., ICDE 2020, section IV-F."""
+USERS = 2000
+"""Real users of drawn clicks, whose fake users or items grow."""
+Term = Callable[[float, float], float]
+PARAMETERS: Term = lambda fakes, items: USERS + fakes + items
+CELLS: Term = lambda fakes, items: USERS * items
+COMPLEXITIES: Mapping[str, tuple[str, tuple[Term, ...]]] = {
+    "rapu-g": ("O(T (tau |theta| + E |U| |I|))", (PARAMETERS, CELLS)),
+    "rapu-r": ("O(|U'| |I|)", (lambda fakes, items: fakes * items,)),
+    "revadv": ("O(T tau |theta|)", (PARAMETERS,)),
+}
+"""RAPU's Table 1 (Zhang et al., KDD 2021): what is printed, and its terms in the fake users |U'| and the items |I|.
+
+|theta| is a vector of each user, real or fake, and of each item.
+"""
 
 
 def line(row: Row) -> str:
@@ -43,10 +58,46 @@ def growth(rows: list[Row], over: str) -> dict[str, list[tuple[int, float]]]:
     return {name: sorted(max(groups.values(), key=len)) for name, groups in found.items()}
 
 
+def ends(rows: list[Row], over: str) -> dict[str, list[tuple[int, float]]]:
+    """The two largest points of each attack's growth, where there are two."""
+    return {name: points[-2:] for name, points in growth(rows, over).items() if len(points) > 1}
+
+
 def exponents(rows: list[Row], over: str) -> dict[str, float]:
     """Slope of log seconds over log `fakes` or `items` between the two largest; 1 is proportional."""
-    ends = {name: points[-2:] for name, points in growth(rows, over).items() if len(points) > 1}
-    return {name: math.log(t / s) / math.log(b / a) for name, ((a, s), (b, t)) in ends.items()}
+    return {name: slope(*pair) for name, pair in ends(rows, over).items()}
+
+
+def slope(low: tuple[float, float], high: tuple[float, float]) -> float:
+    """Of the line through two points, on logarithmic axes."""
+    return math.log(high[1] / low[1]) / math.log(high[0] / low[0])
+
+
+def printed(rows: list[Row], name: str, over: str) -> list[float]:
+    """Exponents of the terms of an attack's printed complexity between the points that `exponents` measures."""
+    (a, _), (b, _) = ends(rows, over)[name]
+    shared = next(
+        row["task"][{"fakes": "items", "items": "fakes"}[over]]
+        for row in good(rows, "items")
+        if row["task"].get("attack") == name and row["task"][over] == b
+    )
+    at = lambda term, value: term(value, shared) if over == "fakes" else term(shared, value)
+    return [slope((a, at(term, a)), (b, at(term, b))) for term in COMPLEXITIES[name][1]]
+
+
+def complexities(rows: list[Row]) -> list[str]:
+    """A line for each row of RAPU's Table 1 that was measured: the growth that each printed term has, and ours."""
+    lines = []
+    for name, (formula, _) in COMPLEXITIES.items():
+        told = []
+        for over in ("fakes", "items"):
+            measured = exponents(rows, over).get(name)
+            if measured is not None:
+                terms = " and ".join(f"{value:.2f}" for value in printed(rows, name, over))
+                told.append(f"{over} {measured:.2f} (printed: {terms})")
+        if told:
+            lines.append(f"RAPU's Table 1, {name}, {formula}: exponent of {', of '.join(told)}")
+    return lines
 
 
 def trees(rows: list[Row]) -> dict[int, float]:
@@ -71,7 +122,7 @@ def faster(rows: list[Row]) -> dict[str, float]:
 
 
 def said(rows: list[Row]) -> list[str]:
-    """Growth, the tree and the comparison of RAPU-R with RevAdv, a line each."""
+    """Growth, RAPU's Table 1, the tree and the comparison of RAPU-R with RevAdv, a line each."""
     lines = []
     for over in ("fakes", "items"):
         slopes = exponents(rows, over)
@@ -80,6 +131,7 @@ def said(rows: list[Row]) -> list[str]:
                 f"seconds ~ {over}^e, e: "
                 + ", ".join(f"{name} {value:.2f}" for name, value in slopes.items())
             )
+    lines += complexities(rows)
     for items, ratio in trees(rows).items():
         tree, plain = PAPER[items]
         lines.append(

@@ -1,8 +1,11 @@
 """The benchmark of attacks: what its rows say, what is measured, and that a measurement works in its own process."""
 
+import inspect
 import json
 
 import pytest
+
+import attacks
 
 
 def craft(attack, seconds, **task):
@@ -33,11 +36,44 @@ def test_the_tree_beside_the_paper_and_the_goal_of_rapu_r(benchmark):
     assert "gowalla: missed: 9.0x" in said
 
 
-def test_every_attack_of_the_list_is_one_and_is_measured_once(benchmark):
+def test_growth_beside_the_complexities_that_are_printed(benchmark):
+    """Of RAPU-R's |U'| |I| both exponents are 1; the fake users are few among those of |theta|."""
+    rows = [
+        craft(name, s, fakes=n, items=1000) for name in ("rapu-r", "revadv") for n, s in ((8, 1.0), (32, 2.0))
+    ]
+    rows += [craft("rapu-r", 8.0, fakes=32, items=4000), craft("rapu-g", 1.0, fakes=32, items=1000)]
+    told = benchmark.attacks_report.complexities(rows)
+    assert told == [
+        "RAPU's Table 1, rapu-r, O(|U'| |I|): exponent of fakes 0.50 (printed: 1.00), of items 1.00 (printed: 1.00)",
+        "RAPU's Table 1, revadv, O(T tau |theta|): exponent of fakes 0.50 (printed: 0.01)",
+    ]
+    assert set(told) < set(benchmark.attacks_report.said(rows))
+
+
+def test_the_page_has_the_growth_of_the_rows(benchmark):
+    """Each attack's row of the table: what is printed for it and what was measured, of the fakes and of the items."""
+    rows = json.loads((benchmark.HERE / "results" / "attacks.json").read_text())["rows"]
+    report, text = benchmark.attacks_report, (benchmark.HERE / "README.md").read_text().lower()
+    for name in report.exponents(rows, "fakes"):
+        (line,) = (line for line in text.splitlines() if line.startswith(f"| {name} |"))
+        cells = line.replace("\\|", "").split("|")[3:7]
+        for (paper, found), over in zip((cells[:2], cells[2:]), ("fakes", "items")):
+            told = report.printed(rows, name, over) if name in report.COMPLEXITIES else []
+            assert paper.strip() == ", ".join(f"{value:.2f}" for value in told)
+            assert found.strip() == f"{report.exponents(rows, over)[name]:.2f}"
+
+
+def test_every_attack_is_measured_once(benchmark):
     tasks = benchmark.tasks(benchmark.Options())
     assert len({json.dumps(task) for task in tasks}) == len(tasks)
-    for name in benchmark.ATTACKS:
-        assert benchmark.attack_of({"attack": name, "size": "ml-100k"}).threat is not None
+    dear = [task["attack"] for task in tasks if task.get("size") == "ml-100k"]
+    assert {*dear} - {task["attack"] for task in tasks if task.get("size") == "gowalla"} == {
+        *benchmark.TOO_DEAR
+    }
+    made = {benchmark.attack_of({"attack": name, "size": "ml-100k"}).name for name in benchmark.ATTACKS}
+    functions = (getattr(attacks, name) for name in attacks.__all__ if name != "revadv_preset")
+    returns = {f.__name__: f.__annotations__["return"] for f in functions if inspect.isfunction(f)}
+    assert made == {name for name, found in returns.items() if found == "Attack"}
 
 
 @pytest.mark.slow

@@ -164,3 +164,22 @@ def test_a_measurement_works_in_a_process_of_its_own(benchmark):
     assert "error" not in found, found
     assert found["source"] == "drawn"
     assert found["rel_error"] < 1e-6
+
+
+def test_the_page_has_the_rank_correlations_and_errors_of_the_rows(benchmark):
+    """Of the variants in which only a user's own vectors move: their range, and each solver that calls itself wrong."""
+    rows = json.loads((benchmark.HERE / "results" / "influence.json").read_text())["rows"]
+    own = [row for row in rows if row["task"]["method"] in ("fast", "user") and "seconds" in row]
+    text = " ".join((benchmark.HERE / "README.md").read_text().split())
+    ranks = [row["spearman"] for row in own]
+    assert f"{min(ranks):.2f} to {max(ranks):.2f}; " in text
+    assert (
+        f"with 64 factors never above {max(r['spearman'] for r in own if r['task']['factors'] == 64):.2f}"
+        in text
+    )
+    wrong = [row for row in own if benchmark.influence_report.verdict(row) != "OK"]
+    assert {(r["task"]["method"], r["task"]["factors"], r["task"]["size"]) for r in wrong} == {
+        ("fast", 64, "ml-100k"),
+        ("fast", 64, "ml-1m"),
+    }
+    assert all(f"{row['history']}" in text for row in wrong)
