@@ -67,7 +67,7 @@ def appgrad(
         queries: trials in all, at least `2 * directions`; there are `queries // (2 * directions)` steps.
         directions: q, >= 1; for "svd" at most N.
         kind: "svd": the leading singular directions of Z, each with a largest entry of 1, which do not leave the items
-            clicked now; "gaussian": `V = a b'` with standard normal `a`, `b`, for catalogs of tens of items.
+            clicked now (beyond the rank of Z there are none: those trials are of Z itself); "gaussian": `V = a b'` with standard normal `a`, `b`, for catalogs of tens of items.
         radius: c > 0, in clicks; above 0.5 for "svd": from whole counts, less is rounded away.
         learning_rate: eta > 0, in clicks: the most that an entry moves in a step.
         goal: `"promote"`: f = -RecNum; `"demote"`: f = RecNum. RecNum knows no availability.
@@ -199,8 +199,9 @@ def draw_directions(
 ) -> Float[Array, "q N I"]:
     """`count` directions of rank one, random or the leading singular ones of Z."""
     if kind == "svd":
-        left, _, right = jnp.linalg.svd(Z, full_matrices=False)
+        left, values, right = jnp.linalg.svd(Z, full_matrices=False)
         V = left.T[:count, :, None] * right[:count, None]
+        V = jnp.where((values > 1e-5 * values[0])[:count, None, None], V, 0)  # others point at any item
         largest = jnp.max(jnp.abs(V), (1, 2), keepdims=True)
         return V / jnp.where(largest > 0, largest, 1)
     for_left, for_right = jax.random.split(key)

@@ -201,7 +201,7 @@ def apt(
     less through than the plain gradient. The series has all ratings in every term and always 1000 terms; the released
     code takes 16,384 ratings a term, and 200 terms on the two larger data sets. A loss that is a sum, as those of
     clicks are, has eigenvalues of any size, negative ones among them: there damping and scale are measured at each
-    renewal (a tenth of the largest eigenvalue, or twice the most negative one). Earlier helpful users count without
+    renewal (a tenth of the largest eigenvalue, and twice the most negative one). Earlier helpful users count without
     their ratings in a renewal. A rating of 0, which the code can draw with "random",
     becomes the lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an
     influence counts as negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users

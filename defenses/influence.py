@@ -162,12 +162,13 @@ RELATIVE = 0.1
 def _by_spectrum(product, slope: Params, *, series: bool) -> bilevel.LinearResult:
     """`(H + d I)^-1 slope` where the size of the loss, a sum over cells or over draws, is anything.
 
-    `d = max(RELATIVE h_max, 2 max(0, -h_min))` with the ends of the spectrum that 20 Lanczos products find, begun at
-    the slope: the spaces in which conjugate gradients work. Everything is divided by `h_max + d`, LiSSA's scale.
+    `d = RELATIVE h_max + 2 max(0, -h_min)` with the ends of the spectrum that 20 Lanczos products find, begun at the
+    slope: the spaces in which conjugate gradients work. Everything is divided by `1.05 h_max + d`, LiSSA's scale.
     """
     ends = bilevel.spectrum(product, slope, steps=20, start=slope)
-    damping = jnp.maximum(RELATIVE * ends.largest, 2 * jnp.maximum(-ends.smallest, 0))
-    top = jnp.maximum(1.05 * ends.largest, 0) + damping  # Ritz values lie inside the spectrum
+    largest = jnp.maximum(ends.largest, 0)
+    damping = RELATIVE * largest + 2 * jnp.maximum(-ends.smallest, 0)
+    top = 1.05 * largest + damping  # Ritz values lie inside the spectrum
     unit = 1 / jnp.where(top > 0, top, 1)
     scaled = lambda v: jax.tree.map(lambda a, b: unit * (a + damping * b), product(v), v)
     method = (

@@ -242,7 +242,7 @@ def test_on_clicks_the_damping_is_of_the_size_of_the_loss(x64, rng, solver):
         own = np.searchsorted(ends, np.arange(flat.size), side="right")
         H = np.where(own[:, None] == own, H, 0)
     h = np.linalg.eigvalsh(H)
-    damping = max(RELATIVE * h[-1], -2 * h[0])
+    damping = RELATIVE * h[-1] + 2 * max(0, -h[0])
     moved = back(np.linalg.solve(H + damping * np.eye(flat.size), jax.grad(loss)(flat)))
     scores = lambda params: model.scores(params, at.x, at.start.data, smallest(clicks, 3))
     exact = 2 / (U * I) * jax.jvp(scores, (at.params,), (moved,))[1].sum(0)
