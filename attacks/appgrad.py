@@ -67,7 +67,8 @@ def appgrad(
         queries: trials in all, at least `2 * directions`; there are `queries // (2 * directions)` steps.
         directions: q, >= 1; for "svd" at most N.
         kind: "svd": the leading singular directions of Z, each with a largest entry of 1, which do not leave the items
-            clicked now (beyond the rank of Z there are none: those trials are of Z itself); "gaussian": `V = a b'` with standard normal `a`, `b`, for catalogs of tens of items.
+            clicked now (beyond the rank of Z there are none: those trials are of Z itself); "gaussian": `V = a b'` with
+            standard normal `a`, `b`, for catalogs of tens of items.
         radius: c > 0, in clicks; above 0.5 for "svd": from whole counts, less is rounded away.
         learning_rate: eta > 0, in clicks: the most that an entry moves in a step.
         goal: `"promote"`: f = -RecNum; `"demote"`: f = RecNum. RecNum knows no availability.
