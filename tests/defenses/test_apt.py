@@ -225,7 +225,9 @@ def test_negative_curvature_is_refused(x64, train):
     assert (ask(bilevel.dense())[0] != refused).any()
 
 
-@pytest.mark.parametrize("solver", ["cg", "lissa", "lissa_block"])
+@pytest.mark.parametrize(
+    "solver", ["cg", *(pytest.param(name, marks=pytest.mark.slow) for name in ("lissa", "lissa_block"))]
+)
 def test_on_clicks_the_damping_is_of_the_size_of_the_loss(x64, rng, solver):
     """A sum over cells has other eigenvalues than a mean, negative ones too: no absolute damping fits."""
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.4).astype(float))
@@ -247,11 +249,8 @@ def test_on_clicks_the_damping_is_of_the_size_of_the_loss(x64, rng, solver):
     scores = lambda params: model.scores(params, at.x, at.start.data, smallest(clicks, 3))
     exact = 2 / (U * I) * jax.jvp(scores, (at.params,), (moved,))[1].sum(0)
     np.testing.assert_allclose(found, exact, rtol=0.05, atol=0.02 * np.abs(exact).max())
-    if solver == "cg":  # the default of ratings would not do
-        raw = influence_vector(
-            model, at, solver=bilevel.cg(damping=1e-3, probe=0), risk="code", references=3, highest=1.0
-        )
-        assert raw[1] == bilevel.Code.INDEFINITE
+    if solver != "lissa_block":  # the blocks are convex
+        assert h[0] < 0
 
 
 @pytest.mark.parametrize(
