@@ -135,20 +135,12 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
         product = functools.partial(_by_leaf, full)
     else:
         product = full
-    if not isinstance(solver, str):
-        found = solver(product, slope)
-        refused = jnp.asarray(solver.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
-    elif ratings:
-        method = (
-            bilevel.lissa(SERIES, scale=1.0, probe=0)
-            if solver in ("lissa", "lissa_block")
-            else bilevel.cg(damping=DAMPING, max_steps=100, rtol=1e-4, probe=0)
-        )
-        found = method(product, slope)
-        refused = jnp.asarray(method.name == "cg") & (found.code == bilevel.Code.INDEFINITE)
+    if isinstance(solver, str) and not ratings:
+        found, bad = _by_spectrum(product, slope, series=solver != "cg"), (_INDEFINITE, _DIVERGED)
     else:
-        found = _by_spectrum(product, slope, series=solver != "cg")
-        refused = (found.code == bilevel.Code.INDEFINITE) | (found.code == bilevel.Code.DIVERGED)
+        method = solver if isinstance(solver, bilevel.LinearSolver) else _of_ratings(series="lissa" in solver)
+        found, bad = method(product, slope), (_INDEFINITE,) if method.name == "cg" else ()
+    refused = jnp.isin(found.code, jnp.array(bad, jnp.int32))
     value = jax.tree.map(lambda plain, solved: jnp.where(refused, plain, solved), slope, found.value)
     return value, jnp.asarray(found.code, jnp.int32)
 
@@ -157,6 +149,16 @@ DAMPING, SERIES = 1e-3, 1000
 """Of a mean squared error of ratings, and terms of LiSSA's series there, which act like this damping (1 / SERIES)."""
 RELATIVE = 0.1
 """Of other losses, in their largest eigenvalue: about what `DAMPING` is on the ratings of MovieLens-100K (0.0086)."""
+
+
+_INDEFINITE, _DIVERGED = int(bilevel.Code.INDEFINITE), int(bilevel.Code.DIVERGED)
+
+
+def _of_ratings(*, series: bool) -> bilevel.LinearSolver:
+    """The published series, or conjugate gradients with the damping it acts like."""
+    if series:
+        return bilevel.lissa(SERIES, scale=1.0, probe=0)
+    return bilevel.cg(damping=DAMPING, max_steps=100, rtol=1e-4, probe=0)
 
 
 def _by_spectrum(product, slope: Params, *, series: bool) -> bilevel.LinearResult:
