@@ -15,6 +15,7 @@ from experiments.papers import (
     detectability,
     detectors,
     poisonrec,
+    poisonrec_claims,
     poisonrec_strategy,
     poisonrec_updates,
     rapu,
@@ -283,7 +284,7 @@ def test_poisonrec_says_who_beats_random_and_why_others_do_not():
         *three("clothing CoVisitation", "ConsLOP", 140.0, 141.0, 142.0),
         *three("clothing GRU4Rec", "Popular", 100.0),
     ]
-    notes = poisonrec._gains(poisonrec._places(found))
+    notes = poisonrec_claims.gains(poisonrec._places(found))
     assert notes[1:4] == [
         "PoisonRec minus Random: above: steam PMF; nothing moves the ranker: steam BPR; Random fills the lists: "
         "steam AutoRec; below Random, cause not known: steam NeuMF",
@@ -291,20 +292,20 @@ def test_poisonrec_says_who_beats_random_and_why_others_do_not():
         "ConsLOP minus Random: above: clothing CoVisitation; made for CoVisitation: clothing PMF",
     ]
     assert [note.split(":")[0] for note in notes[4:]] == [
-        why for why in poisonrec.CAUSES if why != poisonrec.UNKNOWN
+        why for why in poisonrec_claims.CAUSES if why != poisonrec_claims.UNKNOWN
     ]
     table = notes[0].splitlines()[2:]
     assert len(table) == 2 + 6  # no row of one heuristic alone
     assert table[5].startswith("  | steam | BPR | +1 (1 seed) | - | - | Random: +1 (1 seed) | - ")
     assert "-50 [-50, -50] below | +250 (2 seeds) | - | Random: -50 [-50, -50] below" in table[6]
-    assert poisonrec._gains(poisonrec._places(found[-1:])) == []
+    assert poisonrec_claims.gains(poisonrec._places(found[-1:])) == []
     assert poisonrec._row("steam", "NeuMF", poisonrec._places(found)["steam", "NeuMF"])[2] == "2 to 3"
 
 
 def test_poisonrec_counts_a_heuristic_as_the_best_only_where_it_is():
     four = lambda place, values, **more: [
         poisonrec_record(place, name, value, **more)
-        for name, value in zip(poisonrec.HEURISTICS, values, strict=True)
+        for name, value in zip(poisonrec_claims.HEURISTICS, values, strict=True)
     ]
     found = [
         *four("steam ItemPop", (100, 50, 40, 30)),
@@ -317,20 +318,20 @@ def test_poisonrec_counts_a_heuristic_as_the_best_only_where_it_is():
         *four("phone PMF", (30, 30, 30, 60)),
         *four("phone NeuMF", (30, 30, 30, 60))[:3],  # not complete
     ]
-    said = poisonrec._table4(poisonrec._places(found))
+    said = poisonrec_claims.table4(poisonrec._places(found), 32)
     assert "ours: Random 1, Popular 0, Middle 0, PowerItem 1; of 7 complete cells, 5 without" in said
     assert "PowerItem 4, of 32 cells" in said
 
 
 def test_poisonrec_says_how_often_the_estimate_of_appgrad_wanders():
     found = [
-        poisonrec_record("steam PMF", "AppGrad", 1.0, told=(5, 9, *10 * [4])),
-        poisonrec_record("steam PMF", "AppGrad", 1.0, 1, told=(5, *9 * [4], 9, 4)),
+        poisonrec_record("steam PMF", "AppGrad", 1.0, told=(5, 9, *10 * [4]), kind="gaussian"),
+        poisonrec_record("steam PMF", "AppGrad", 1.0, 1, told=(5, *9 * [4], 9, 4), kind="gaussian"),
         poisonrec_record("steam BPR", "AppGrad", 1.0, kind="svd"),
     ]
-    early, own = poisonrec._wandering(found)
+    early, own = poisonrec_claims.wandering(found)
     assert early.startswith(
-        "AppGrad: its mean reward ends below its first value in 2 of 2 records; the best set of 1"
+        "AppGrad (gaussian directions): its mean reward ends below its first value in 2 of 2 records; the best set of 1"
     )
     assert own == "AppGrad (svd directions): its mean reward ends below its first value in 0 of 1 records"
 
