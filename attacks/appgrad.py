@@ -25,6 +25,7 @@ from attacks.attack import Attack
 from attacks.environment import Environment
 from attacks.policy import target_share
 from attacks.threat import Goal, ThreatModel
+from attacks.tracks import one_track
 from bilevel.project import simplex
 
 Directions = Literal["svd", "gaussian"]
@@ -46,6 +47,7 @@ class Proposal(NamedTuple):
     clicks: Int[Array, "M N T"]
 
 
+@one_track("sequence", "appgrad learns the order of clicks, as its black boxes read them")
 def appgrad(
     environment: Environment,
     *,
@@ -111,6 +113,7 @@ def appgrad(
     return against(learner, environment, config)
 
 
+@one_track("sequence", "appgrad learns the order of clicks, as its black boxes read them")
 def appgrad_learner(
     *,
     fakes: int | float = 20,

@@ -29,6 +29,7 @@ from attacks.attack import Attack
 from attacks.environment import Environment
 from attacks.policy import Trajectories
 from attacks.threat import Goal, ThreatModel
+from attacks.tracks import one_track
 from attacks.tree import Design, Space, check_design, make_space
 
 
@@ -42,6 +43,7 @@ class State(NamedTuple):
     key: Key[Array, ""]
 
 
+@one_track("sequence", "poisonrec learns the order of clicks, as its black boxes read them")
 def poisonrec(
     environment: Environment,
     *,
@@ -115,6 +117,7 @@ def poisonrec(
     return against(learner, environment, config)
 
 
+@one_track("sequence", "poisonrec learns the order of clicks, as its black boxes read them")
 def poisonrec_learner(
     *,
     fakes: int | float = 20,

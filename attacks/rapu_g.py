@@ -25,7 +25,7 @@ from attacks.outer import Outer, Project, check_loop, loss_weights, surrogates
 from attacks.pgm import MStep, Pgm
 from attacks.surrogate import make_estimator
 from attacks.threat import Goal, ThreatModel, fixed
-from attacks.tracks import clicks_only
+from attacks.tracks import one_track
 from bilevel.descend import descend
 from bilevel.project import topk
 from bilevel.unroll import Memory
@@ -33,7 +33,7 @@ from models.data import Interactions
 from models.recommender import Recommender
 
 
-@clicks_only("rapu_g learns rows of 0 and 1, which have no order")
+@one_track("implicit", "rapu_g learns rows of 0 and 1, which have no order")
 def rapu_g(
     surrogate: Recommender | Sequence[Recommender],
     *,

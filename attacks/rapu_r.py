@@ -24,7 +24,7 @@ from jaxtyping import Array, Float, Int, Key
 from attacks.attack import Attack
 from attacks.fillers import most_clicked, share_of
 from attacks.threat import Goal, ThreatModel, fixed
-from attacks.tracks import clicks_only
+from attacks.tracks import one_track
 from models import wrmf
 from models.data import Interactions, Profiles
 from models.recommender import Recommender
@@ -40,7 +40,7 @@ class State(NamedTuple):
     rows: Float[Array, "F I"]
 
 
-@clicks_only("rapu_r fills rows of 0 and 1, which have no order")
+@one_track("implicit", "rapu_r fills rows of 0 and 1, which have no order")
 def rapu_r(
     surrogate: Recommender,
     *,

@@ -20,13 +20,13 @@ from attacks.objective import make_objective
 from attacks.outer import Outer, check_loop, loss_weights, surrogates
 from attacks.surrogate import Differentiate, Estimator, make_estimator
 from attacks.threat import Goal, ThreatModel
-from attacks.tracks import clicks_only
+from attacks.tracks import one_track
 from bilevel.descend import descend
 from bilevel.unroll import Memory
 from models.recommender import Recommender
 
 
-@clicks_only("revadv learns rows of 0 and 1, which have no order")
+@one_track("implicit", "revadv learns rows of 0 and 1, which have no order")
 def revadv(
     surrogate: Recommender | Sequence[Recommender],
     *,

@@ -435,6 +435,24 @@ def test_a_call_refuses(made, train, key, name, change, error, match):
         (attacks.dl_attack, {"track": "sequence", "clicks": 4}, "clicks without order"),
         (attacks.dl_attack, {"track": "explicit", "budget": 4, "ratings": GRID}, "clicks without order"),
         (attacks.dl_attack, {"budget": 4, "ratings": GRID}, "has no ratings"),
+        *[
+            (
+                functools.partial(factory, of),
+                {"track": "implicit"},
+                "learns the order of clicks.*revadv, rapu_g",
+            )
+            for factory, of in ((attacks.poisonrec, None), (attacks.appgrad, None))
+        ],
+        (
+            attacks.poisonrec_learner,
+            {"track": "explicit"},
+            "learns the order of clicks.*pga and tna learn ratings",
+        ),
+        (
+            attacks.appgrad_learner,
+            {"track": "explicit"},
+            "learns the order of clicks.*pga and tna learn ratings",
+        ),
         *[(factory, {}, "budget is None") for factory in (srwa, aush, attacks.dl_attack)],
         *[(factory, {"ratings": GRID}, "budget is None") for factory in (pga, tna)],
         *[(factory, {"budget": 4, "clicks": 4}, "sequence has a length") for factory in (srwa, aush)],
