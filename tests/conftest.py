@@ -31,6 +31,8 @@ def _set_environment() -> None:
     # The oracles are float64 and some compare bytes: the same device on every machine, unless the caller names one.
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
     os.environ.setdefault("MPLBACKEND", "Agg")
+    # No test reads where in Python an operation came from; to remember it takes a tenth of the time.
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
     # XLA's thread pool takes every core, NPROC is the count it believes in: pytest-xdist workers share the cores.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
     os.environ.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // workers)))

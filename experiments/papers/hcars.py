@@ -91,8 +91,7 @@ class World(NamedTuple):
 
 WORLDS = {
     "ml": World("hcars-ml-100k", "MovieLens", 100, 0.76, "hcars-ml", 10, 1.0, 0.6, ("NCF", "RCF"), MAIN, 5),
-    # 158 to 1,583 trainings of a network on a million clicks: DL-Attack is left out
-    "yelp": World("hcars-yelp", "Yelp", 15, 0.68, "hcars-yelp", 2, 0.1, 0.02, ("NCF",), MAIN[:-1], 2),
+    "yelp": World("hcars-yelp", "Yelp", 15, 0.68, "hcars-yelp", 2, 0.1, 0.02, ("NCF",), MAIN, 2),
 }
 
 

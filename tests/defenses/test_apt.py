@@ -55,6 +55,11 @@ def point(model, train, steps=None):
     return Point(start, params, start.x, train)
 
 
+def asked(model, at, **settings):
+    """The influence vector and its code, compiled in one piece."""
+    return jax.jit(lambda: influence_vector(model, at, **settings))()
+
+
 # ------------------------------------------------------------------------------------------------ influence
 
 
@@ -63,9 +68,7 @@ def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
     """`-(1/n) v' d/dz_j grad L(z)` with `L(z) = mean_j (z_j - p_z q_j)^2` written out, `v` by a dense inverse."""
     model = small()
     at = point(model, train)
-    found, _ = influence_vector(
-        model, at, solver=bilevel.dense(damping=1e-2), risk=risk, references=2, highest=5.0
-    )
+    found, _ = asked(model, at, solver=bilevel.dense(damping=1e-2), risk=risk, references=2, highest=5.0)
     flat, unravel = ravel_pytree(at.params)
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda theta: model.loss(unravel(theta), at.x, at.start.data, ctx)
@@ -77,15 +80,16 @@ def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
         error = train.weight / 5 - jnp.sum(params["user"][train.user] * params["item"][train.item], 1)
         return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
 
-    v = jnp.linalg.solve(jax.hessian(loss)(flat) + 1e-2 * jnp.eye(flat.size), jax.grad(empirical)(flat))
+    H, slope = jax.jit(lambda: (jax.hessian(loss)(flat), jax.grad(empirical)(flat)))()
+    v = np.linalg.solve(H + 1e-2 * np.eye(flat.size), slope)
     users = smallest(train, 2)
 
     def of_row(theta, z):
         params = unravel(theta)
         return jnp.sum(jnp.mean((z - params["user"][users] @ params["item"].T) ** 2, 1))
 
-    mixed = jax.jacfwd(jax.grad(of_row), argnums=1)(flat, jnp.zeros((2, I)))
-    expected = -jnp.einsum("t,tzj->j", v, mixed) / U
+    mixed = jax.jit(jax.jacfwd(jax.grad(of_row), argnums=1))(flat, jnp.zeros((2, I)))
+    expected = -np.einsum("t,tzj->j", v, mixed) / U
     np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-12)
 
 
@@ -98,9 +102,7 @@ def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
     train = Interactions.from_dense(dense, track="explicit")
     model = mf(factors=3, epochs=1, batch=None, l2=0.05)
     at = point(model, train, steps=4000)
-    influence, _ = influence_vector(
-        model, at, solver=bilevel.dense(), risk="paper", references=1, highest=5.0
-    )
+    influence, _ = asked(model, at, solver=bilevel.dense(), risk="paper", references=1, highest=5.0)
     (user,) = smallest(train, 1)
     ctx = at.start.inner.final_context(at.start.key)
 
@@ -125,7 +127,7 @@ def test_it_ranks_what_retraining_with_a_row_does(x64, seed):
 def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
     model = small()
     at = point(model, train)
-    found, _ = influence_vector(model, at, solver="lissa_block", risk="code", references=1, highest=5.0)
+    found, _ = asked(model, at, solver="lissa_block", risk="code", references=1, highest=5.0)
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
     slope = jax.grad(loss)(at.params)
@@ -233,21 +235,21 @@ def test_on_clicks_the_damping_is_of_the_size_of_the_loss(x64, rng, solver):
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.4).astype(float))
     model = wrmf(factors=2, epochs=6, learning_rate=0.05)
     at = point(model, clicks)
-    found, code = influence_vector(model, at, solver=solver, risk="code", references=3, highest=1.0)
+    found, code = asked(model, at, solver=solver, risk="code", references=3, highest=1.0)
     assert code == bilevel.Code.OK
     flat, back = ravel_pytree(at.params)
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda flat: model.loss(back(flat), at.x, at.start.data, ctx)
-    H = np.asarray(jax.hessian(loss)(flat))
+    H, slope = map(np.asarray, jax.jit(lambda: (jax.hessian(loss)(flat), jax.grad(loss)(flat)))())
     if solver == "lissa_block":
         ends = np.cumsum([leaf.size for leaf in jax.tree.leaves(at.params)])
         own = np.searchsorted(ends, np.arange(flat.size), side="right")
         H = np.where(own[:, None] == own, H, 0)
     h = np.linalg.eigvalsh(H)
     damping = RELATIVE * h[-1] + 2 * max(0, -h[0])
-    moved = back(np.linalg.solve(H + damping * np.eye(flat.size), jax.grad(loss)(flat)))
+    moved = back(np.linalg.solve(H + damping * np.eye(flat.size), slope))
     scores = lambda params: model.scores(params, at.x, at.start.data, smallest(clicks, 3))
-    exact = 2 / (U * I) * jax.jvp(scores, (at.params,), (moved,))[1].sum(0)
+    exact = 2 / (U * I) * jax.jit(lambda: jax.jvp(scores, (at.params,), (moved,))[1].sum(0))()
     np.testing.assert_allclose(found, exact, rtol=0.05, atol=0.02 * np.abs(exact).max())
     if solver != "lissa_block":  # the blocks are convex
         assert h[0] < 0
@@ -394,7 +396,7 @@ def test_an_attacker_may_optimize_through_their_renewal(x64, rng):
         if step in (2, 4):
             whole = jnp.concatenate([x, jnp.zeros((2, I))])
             start = Start(inner, state.params, whole, data.plain, at.key)
-            influence, _ = influence_vector(
+            influence, _ = asked(
                 model,
                 Point(start, state.params, whole, clicks),
                 solver="identity",
