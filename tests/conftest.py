@@ -33,9 +33,11 @@ def _set_environment() -> None:
     os.environ.setdefault("MPLBACKEND", "Agg")
     # No test reads where in Python an operation came from; to remember it takes a tenth of the time.
     os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
-    # XLA's thread pool takes every core, NPROC is the count it believes in: pytest-xdist workers share the cores.
+    # Pools of threads take every core, but pytest-xdist workers share them: NPROC is the count that XLA believes in,
+    # OMP_NUM_THREADS that of BLAS and scikit-learn, whose threads wait for each other by spinning.
     workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-    os.environ.setdefault("NPROC", str(max(1, (os.cpu_count() or 1) // workers)))
+    for pool in ("NPROC", "OMP_NUM_THREADS"):
+        os.environ.setdefault(pool, str(max(1, (os.cpu_count() or 1) // workers)))
 
 
 _set_environment()
