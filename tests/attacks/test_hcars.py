@@ -30,7 +30,15 @@ def test_it_reports_what_it_did(train):
     assert 0 <= float(history["accepted"][-1]) <= 1
 
 
-@pytest.mark.parametrize("surrogate", [ncr.ncr, lambda **given: reasoner(surrogate=ncr.ncr(**given))])
+@pytest.mark.parametrize(
+    "surrogate",
+    [
+        ncr.ncr,
+        pytest.param(
+            lambda **given: reasoner(surrogate=ncr.ncr(**given)), marks=pytest.mark.slow, id="reasoner"
+        ),
+    ],
+)
 def test_the_attack_sees_the_whole_history_of_a_real_user(x64, train, params, surrogate):
     """Not the last clicks alone that NCR learned with: without its oldest click a user is another one."""
     attack = attacks.hcars(surrogate(**SMALL, max_history=2), fakes=2, budget=3)

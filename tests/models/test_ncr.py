@@ -148,19 +148,24 @@ def test_the_loss_is_bpr_plus_the_laws(x64):
     train = Interactions.from_arrays([0, 0], [0, 1], time=[1, 2], users=1, items=3)
     model = ncr.ncr(factors=4, max_history=1, logic=0.3, l2=0.1, batch=None)
     params = jax.tree.map(lambda leaf: 30 * leaf, model.init(jax.random.key(0), 1, 3, 0))
-    found = model.loss(params, jnp.zeros((0, 3)), model.prepare(train), bilevel.Ctx(jax.random.key(1), 0))
-    logic = ncr.logic_of(params)
-    event = lambda i: _module(params["event"], params["user"][0], params["item"][i])
-    premise = logic.negation(event(0))
-    heads = [event(1), event(2)]
-    ends = [logic.either(premise, head) for head in heads]
-    s, z = (10 * ncr.cosine(end, logic.true) for end in ends)
-    vectors = jnp.stack(
-        [event(0), event(0), premise, premise, *heads, *ends]
-    )  # the premise is in two sentences
-    laws = ncr.laws(logic, vectors, jnp.ones(8))
-    penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
-    np.testing.assert_allclose(found, jnp.log1p(jnp.exp(z - s)) + 0.3 * laws + 0.05 * penalty, rtol=1e-10)
+    data, ctx = model.prepare(train), bilevel.Ctx(jax.random.key(1), 0)
+
+    def expected(params):
+        logic = ncr.logic_of(params)
+        event = lambda i: _module(params["event"], params["user"][0], params["item"][i])
+        premise = logic.negation(event(0))
+        heads = [event(1), event(2)]
+        ends = [logic.either(premise, head) for head in heads]
+        s, z = (10 * ncr.cosine(end, logic.true) for end in ends)
+        vectors = jnp.stack(
+            [event(0), event(0), premise, premise, *heads, *ends]
+        )  # the premise is in two sentences
+        laws = ncr.laws(logic, vectors, jnp.ones(8))
+        penalty = sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+        return jnp.log1p(jnp.exp(z - s)) + 0.3 * laws + 0.05 * penalty
+
+    found = jax.jit(lambda params: model.loss(params, jnp.zeros((0, 3)), data, ctx))(params)
+    np.testing.assert_allclose(found, jax.jit(expected)(params), rtol=1e-10)
 
 
 def test_fake_rows_are_refused():
