@@ -40,6 +40,10 @@ VICTIMS: dict[str, tuple[str, str | None]] = {
 }
 SLOW = ("CML", "NCF")  # a quarter of an hour each
 STRATA = {"head": "head", "upper_torso": "upper torso", "lower_torso": "lower torso", "tail": "tail"}
+FILLERS = (33, 100)
+"""Fillers left of the profiles of WRMF+SGD, whose threshold bounds none: as many as RandFilter has, and in between."""
+THINNED = ("ItemCF", "WRMF")
+"""The victims that are judged on them."""
 ATTACKS = ("none", "rand-filter", "wrmf-als", "itemae-pd", "itemae", "wrmf-sgd", "ensemble")
 MEMBERS = ("wrmf-sgd", "itemae")
 """The attacks by one of the ensemble's surrogates; the second has settings of its own."""
@@ -96,8 +100,26 @@ def setting(spec: Spec) -> tuple[Case, Profiles | None, dict[str, Any]]:
     if attack is not None:
         where = {"data": "revadv-gowalla", "stratum": spec["stratum"], "seed": spec["seed"]}
         profiles, facts = crafted(where, attack, case.keys["attack"], train, case.targets)
+        if "fillers" in spec:
+            profiles = thinned(profiles, spec["fillers"], np.random.default_rng(spec["seed"]))
         facts = _said(profiles, facts, case)
     return case, profiles, facts
+
+
+def thinned(profiles: Profiles, fillers: int, rng: np.random.Generator) -> Profiles:
+    """At most so many of each fake user's clicks, drawn evenly, besides those on targets.
+
+    >>> of = Profiles.from_rows(np.array([[1.0, 1, 1, 1, 0], [0.0, 0, 1, 0, 1]]), np.array([0]))
+    >>> rows = thinned(of, 2, np.random.default_rng(0)).to_rows()
+    >>> rows.sum(1).tolist(), rows[0, 0].item()
+    ([3.0, 2.0], 1.0)
+    """
+    rows = np.asarray(profiles.to_rows())
+    order = rng.random(rows.shape) + (rows == 0)
+    order[:, profiles.targets] = 2  # after all others
+    place = order.argsort(1).argsort(1)
+    kept = (place < fillers) | np.isin(np.arange(rows.shape[1]), profiles.targets)
+    return Profiles.from_rows(np.where(kept, rows, 0), profiles.targets)
 
 
 def run(spec: Spec) -> dict[str, Any]:
@@ -133,7 +155,10 @@ def fig5_cells(quick: bool) -> list[Spec]:
 
 
 def table2_cells(quick: bool) -> list[Spec]:
-    """Clean, a victim for all strata, and WRMF+SGD, a stratum for all victims; slow victims last; the next seed."""
+    """Clean, a victim for all strata, and WRMF+SGD, a stratum for all victims; slow victims last; the next seed.
+
+    The same fake users with fewer fillers, before the slow victims, tell what of the gain is owed to many clicks.
+    """
     place = lambda attack, stratum, victim, seed: {
         "study": "revadv-table2",
         "attack": attack,
@@ -150,20 +175,23 @@ def table2_cells(quick: bool) -> list[Spec]:
     attacked = lambda names, seed: [
         place("wrmf-sgd", stratum, victim, seed) for stratum in STRATA for victim in names
     ]
-    return [
-        spec
-        for seed in range(3)
-        for names in (fast, SLOW)
-        for spec in (*clean(names, seed), *attacked(names, seed))
+    fewer = lambda seed: [
+        {**place("wrmf-sgd", stratum, victim, seed), "fillers": count}
+        for stratum in STRATA
+        for count in FILLERS
+        for victim in THINNED
     ]
+    of_seed = lambda names, seed: [*clean(names, seed), *attacked(names, seed)]
+    return [spec for seed in range(3) for spec in (*of_seed(fast, seed), *fewer(seed), *of_seed(SLOW, seed))]
 
 
-def _hits(records: list[Record], **wanted: str) -> dict[int, float]:
-    """Target hit rate by seed, of the records whose spec has these values."""
+def _hits(records: list[Record], **wanted: Any) -> dict[int, float]:
+    """Target hit rate by seed, of the records whose spec has these values, of whole profiles unless told."""
+    wished = {"fillers": None, **wanted}
     return {
         r.spec["seed"]: r.result["victim"]["hr_any"]
         for r in records
-        if all(r.spec[name] == value for name, value in wanted.items())
+        if all(r.spec.get(name) == value for name, value in wished.items())
     }
 
 
@@ -303,6 +331,7 @@ def table2_report(records: list[Record], folder: Path) -> Report:
         gaps = {v: _minus(records, "wrmf-sgd", "none", stratum=stratum, victim=v) for v in VICTIMS}
         shown = [f"{v} {each.said(4)}" for v, each in gaps.items() if each]
         said += [f"{stratum}, wrmf-sgd minus none: {', '.join(shown)}"] if shown else []
+        said += _by_fillers(records, stratum)
     axes[0, 0].plot([1e-4, 0.3], [1e-4, 0.3], "k--", linewidth=1)
     axes[0, 0].set(xlabel="published target HR@50", ylabel="ours")
     axes[0, 0].legend(frameon=False, fontsize=7)
@@ -313,6 +342,30 @@ def table2_report(records: list[Record], folder: Path) -> Report:
         [f"ours / published; {report.SEEDS}", *said, *records[0].result["notes"]],
         [report.save(made, folder / "revadv-table2.png")],
     )
+
+
+def _by_fillers(records: list[Record], stratum: str) -> list[str]:
+    """What the same fake users reach with fewer of their fillers."""
+    wanted = {"attack": "wrmf-sgd", "stratum": stratum}
+    whole = [r for r in records if "fillers" not in r.spec and all(r.spec[k] == v for k, v in wanted.items())]
+    said = []
+    for victim in THINNED:
+        reached = {count: _hits(records, fillers=count, victim=victim, **wanted) for count in FILLERS}
+        shown = [
+            f"{report.interval(list(hits.values()), 4, 'mean')} with {count}"
+            for count, hits in reached.items()
+            if hits
+        ]
+        every = _hits(records, victim=victim, **wanted)
+        if shown and every:
+            clicks = report.interval(
+                [r.result["clicks"] for r in whole if r.spec["victim"] == victim], 0, "mean"
+            )
+            shown.append(
+                f"{report.interval(list(every.values()), 4, 'mean')} with all ({clicks} clicks a fake user)"
+            )
+            said.append(f"{stratum}, wrmf-sgd by fillers left, {victim}: {', '.join(shown)}")
+    return said
 
 
 STUDIES = (

@@ -159,8 +159,16 @@ def test_gowalla_tables(tmp_path):
     assert "fake users of wrmf-als, against no attack: higher on 1 seed: ItemCF" in notes
     assert "fake users of itemae, against no attack: the same on 1 seed: ItemCF" in notes
     assert "2.0 (the official code" in "\n".join(made.notes)
-    made = revadv_gowalla.table2_report([record(s) for s in revadv_gowalla.table2_cells(False)], tmp_path)
+    found = [record(s) for s in revadv_gowalla.table2_cells(False)]
+    for one in found:
+        one.result["victim"]["hr_any"] += one.spec.get("fillers", 0) / 1000
+    made = revadv_gowalla.table2_report(found, tmp_path)
     assert len(made.rows) == 8
+    assert made.rows[1][2].startswith("0.1000 [0.1000, 0.1000] / ")
+    assert (
+        "tail, wrmf-sgd by fillers left, ItemCF: 0.1330 [0.1330, 0.1330] with 33, 0.2000 [0.2000, 0.2000] with 100, "
+        "0.1000 [0.1000, 0.1000] with all (30 [30, 30] clicks a fake user)"
+    ) in made.notes
     assert made.rows[1][2].endswith("/ 0.1405")
     assert "tail, wrmf-sgd minus none: WRMF +0.0000 [+0.0000, +0.0000] undecided, " in "\n".join(made.notes)
 
