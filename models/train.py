@@ -72,6 +72,7 @@ def fit(
             parameters trained with fewer users.
 
     Raises:
+        TypeError: `train` is no `Interactions`.
         ValueError: fake rows or `params0` whose shapes do not belong to this model and data.
 
     **Differs from the paper:** not an algorithm of a paper.
@@ -136,6 +137,11 @@ def _begin(model: Recommender, train: Interactions, key: Array, x: Array, params
 
 
 def _rows(train: Interactions, fakes_rows: Float[Array, "F I"] | None) -> Float[Array, "F I"]:
+    if not isinstance(train, Interactions):
+        raise TypeError(
+            f"fit: train is {type(train).__name__}, expected models.data.Interactions; "
+            "the order is fit(model, train, key)"
+        )
     x = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)
     if x.ndim != 2 or x.shape[1] != train.items or not jnp.issubdtype(x.dtype, jnp.floating):
         raise ValueError(

@@ -109,3 +109,10 @@ def test_seen_reads_long_and_empty_histories(rng):
 def test_bad_calls_say_what_was_expected(clicks, key, call, message):
     with pytest.raises(ValueError, match=message):
         call(clicks, key)
+
+
+def test_arguments_in_another_order_are_named(clicks, key):
+    with pytest.raises(
+        TypeError, match=r"expected models.data.Interactions; the order is fit\(model, train, key\)"
+    ):
+        train.fit(MODEL, key, clicks)  # type: ignore[arg-type]
