@@ -139,7 +139,7 @@ def _begin(model: Recommender, train: Interactions, key: Array, x: Array, params
 def _rows(train: Interactions, fakes_rows: Float[Array, "F I"] | None) -> Float[Array, "F I"]:
     if not isinstance(train, Interactions):
         raise TypeError(
-            f"fit: train is {type(train).__name__}, expected models.data.Interactions; "
+            f"train is {type(train).__name__}, expected models.data.Interactions; "
             "the order is fit(model, train, key)"
         )
     x = jnp.zeros((0, train.items)) if fakes_rows is None else jnp.asarray(fakes_rows)

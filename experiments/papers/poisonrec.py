@@ -108,7 +108,7 @@ def attack_of(name: str, box: Environment, items: int, design: str, steps: int) 
     """The attack of a row; those that ask have the same number of queries."""
     spent: dict[str, Any] = {"fakes": FAKES, "clicks": CLICKS}
     plain: dict[str, Any] = dict(
-        zip(HEURISTICS, (attacks.random, attacks.popular, attacks.middle, attacks.power_item))
+        zip(HEURISTICS, (attacks.random, attacks.popular, attacks.middle, attacks.power_item), strict=True)
     )
     if name in plain:
         return plain[name](track="sequence", **spent)

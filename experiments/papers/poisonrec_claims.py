@@ -1,7 +1,7 @@
 """What PoisonRec's page says of its attacks, from records: Table IV, who beats Random, where learning goes astray.
 
-Differences between attacks are paired by seed, with the one rule of experiments/paired.py; of one seed, Welch's
-interval over the ten draws.
+Differences between attacks are paired by seed, with the one rule of experiments/paired.py. Table IV's winner is told
+within a seed, by Welch's interval over the ten draws.
 """
 
 from __future__ import annotations

@@ -40,8 +40,11 @@ VICTIMS: dict[str, tuple[str, str | None]] = {
 }
 SLOW = ("CML", "NCF")  # a quarter of an hour each
 STRATA = {"head": "head", "upper_torso": "upper torso", "lower_torso": "lower torso", "tail": "tail"}
-FILLERS = (33, 100)
-"""Fillers left of the profiles of WRMF+SGD, whose threshold bounds none: as many as RandFilter has, and in between."""
+FILLERS = {"wrmf-sgd": (33, 100), "rand-filter": (33, 200)}
+"""Fillers left of the profiles of WRMF+SGD, whose threshold bounds none; and as many drawn at random, by RandFilter.
+
+RandFilter has 33 elsewhere, which is not printed: with the targets as many clicks as a user has.
+"""
 THINNED = ("ItemCF", "WRMF")
 """The victims that are judged on them."""
 ATTACKS = ("none", "rand-filter", "wrmf-als", "itemae-pd", "itemae", "wrmf-sgd", "ensemble")
@@ -50,12 +53,12 @@ MEMBERS = ("wrmf-sgd", "itemae")
 
 
 @functools.lru_cache
-def attack_of(name: str) -> Attack | None:
-    """The attack of a row; RandFilter's number of filter items is not printed: as many as a user has clicks."""
+def attack_of(name: str, fillers: int = 33) -> Attack | None:
+    """The attack of a row; `fillers` are RandFilter's."""
     if name == "none":
         return None
     if name == "rand-filter":
-        return attacks.random(fakes=FAKES, budget=33)
+        return attacks.random(fakes=FAKES, budget=fillers)
     if name == "ensemble":
         surrogates = [_model("wrmf", "revadv-gowalla"), _model("itemae", "revadv-gowalla")]
         return attacks.revadv(
@@ -96,11 +99,12 @@ def setting(spec: Spec) -> tuple[Case, Profiles | None, dict[str, Any]]:
     case = Case(
         train, test, np.array(PUBLISHED[f"gowalla/{spec['stratum']}"]), None, jax.random.key(spec["seed"])
     )
-    attack, profiles, facts = attack_of(spec["attack"]), None, {}
+    named = {"fillers": spec["fillers"]} if spec["attack"] == "rand-filter" and "fillers" in spec else {}
+    attack, profiles, facts = attack_of(spec["attack"], **named), None, {}
     if attack is not None:
         where = {"data": "revadv-gowalla", "stratum": spec["stratum"], "seed": spec["seed"]}
         profiles, facts = crafted(where, attack, case.keys["attack"], train, case.targets)
-        if "fillers" in spec:
+        if "fillers" in spec and not named:
             profiles = thinned(profiles, spec["fillers"], np.random.default_rng(spec["seed"]))
         facts = _said(profiles, facts, case)
     return case, profiles, facts
@@ -157,7 +161,8 @@ def fig5_cells(quick: bool) -> list[Spec]:
 def table2_cells(quick: bool) -> list[Spec]:
     """Clean, a victim for all strata, and WRMF+SGD, a stratum for all victims; slow victims last; the next seed.
 
-    The same fake users with fewer fillers, before the slow victims, tell what of the gain is owed to many clicks.
+    The same fake users with fewer fillers, and random ones with few and many, before the slow victims, tell whether a
+    gain is owed to many clicks.
     """
     place = lambda attack, stratum, victim, seed: {
         "study": "revadv-table2",
@@ -175,14 +180,17 @@ def table2_cells(quick: bool) -> list[Spec]:
     attacked = lambda names, seed: [
         place("wrmf-sgd", stratum, victim, seed) for stratum in STRATA for victim in names
     ]
-    fewer = lambda seed: [
-        {**place("wrmf-sgd", stratum, victim, seed), "fillers": count}
+    counted = lambda seed: [
+        {**place(attack, stratum, victim, seed), "fillers": count}
         for stratum in STRATA
-        for count in FILLERS
+        for attack, counts in FILLERS.items()
+        for count in counts
         for victim in THINNED
     ]
     of_seed = lambda names, seed: [*clean(names, seed), *attacked(names, seed)]
-    return [spec for seed in range(3) for spec in (*of_seed(fast, seed), *fewer(seed), *of_seed(SLOW, seed))]
+    return [
+        spec for seed in range(3) for spec in (*of_seed(fast, seed), *counted(seed), *of_seed(SLOW, seed))
+    ]
 
 
 def _hits(records: list[Record], **wanted: Any) -> dict[int, float]:
@@ -345,26 +353,29 @@ def table2_report(records: list[Record], folder: Path) -> Report:
 
 
 def _by_fillers(records: list[Record], stratum: str) -> list[str]:
-    """What the same fake users reach with fewer of their fillers."""
-    wanted = {"attack": "wrmf-sgd", "stratum": stratum}
-    whole = [r for r in records if "fillers" not in r.spec and all(r.spec[k] == v for k, v in wanted.items())]
+    """What the same fake users reach with fewer of their fillers, and random ones with few and many."""
     said = []
     for victim in THINNED:
-        reached = {count: _hits(records, fillers=count, victim=victim, **wanted) for count in FILLERS}
+        at = {"stratum": stratum, "victim": victim}
+        reached = [
+            (name, f"{count} fillers", _hits(records, attack=name, fillers=count, **at))
+            for name, counts in FILLERS.items()
+            for count in counts
+        ]
+        seeds = sorted({seed for *_, hits in reached for seed in hits})
+        if not seeds:
+            continue
+        for name, label in (("wrmf-sgd", "all of them"), ("none", "")):
+            whole = _hits(records, attack=name, **at)
+            reached.append((name, label, {seed: whole[seed] for seed in seeds if seed in whole}))
         shown = [
-            f"{report.interval(list(hits.values()), 4, 'mean')} with {count}"
-            for count, hits in reached.items()
+            f"{name} {label}{' ' if label else ''}{report.interval(list(hits.values()), 4, 'mean')}"
+            for name, label, hits in reached
             if hits
         ]
-        every = _hits(records, victim=victim, **wanted)
-        if shown and every:
-            clicks = report.interval(
-                [r.result["clicks"] for r in whole if r.spec["victim"] == victim], 0, "mean"
-            )
-            shown.append(
-                f"{report.interval(list(every.values()), 4, 'mean')} with all ({clicks} clicks a fake user)"
-            )
-            said.append(f"{stratum}, wrmf-sgd by fillers left, {victim}: {', '.join(shown)}")
+        said.append(
+            f"{stratum}, {victim}, by fillers, seeds {', '.join(map(str, seeds))}: {'; '.join(shown)}"
+        )
     return said
 
 

@@ -166,7 +166,7 @@ def test_gradients_of_start_and_data(name, named_problem):
     assert not np.any(cut[:params_part])
 
 
-@pytest.mark.parametrize("memory", ["lean", *also("replay")])
+@pytest.mark.parametrize("memory", ["replay", *also("lean")])
 def test_grad_of_grad(wrmf_problem, memory):
     """Reverse over reverse through the engine's adjoint equals the plain scan differentiated twice."""
     p, key = wrmf_problem, jax.random.key(0)

@@ -166,8 +166,9 @@ def test_gowalla_tables(tmp_path):
     assert len(made.rows) == 8
     assert made.rows[1][2].startswith("0.1000 [0.1000, 0.1000] / ")
     assert (
-        "tail, wrmf-sgd by fillers left, ItemCF: 0.1330 [0.1330, 0.1330] with 33, 0.2000 [0.2000, 0.2000] with 100, "
-        "0.1000 [0.1000, 0.1000] with all (30 [30, 30] clicks a fake user)"
+        "tail, ItemCF, by fillers, seeds 0, 1, 2: wrmf-sgd 33 fillers 0.1330 [0.1330, 0.1330]; wrmf-sgd 100 fillers "
+        "0.2000 [0.2000, 0.2000]; rand-filter 33 fillers 0.1330 [0.1330, 0.1330]; rand-filter 200 fillers 0.3000 "
+        "[0.3000, 0.3000]; wrmf-sgd all of them 0.1000 [0.1000, 0.1000]; none 0.1000 [0.1000, 0.1000]"
     ) in made.notes
     assert made.rows[1][2].endswith("/ 0.1405")
     assert "tail, wrmf-sgd minus none: WRMF +0.0000 [+0.0000, +0.0000] undecided, " in "\n".join(made.notes)

@@ -96,7 +96,9 @@ def test_cells_are_told_apart_and_the_informative_ones_come_first():
     assert {s["seed"] for s in first} == set(range(5))
     worlds = [spec["data"] for spec in cells]
     assert "ml" not in worlds[worlds.index("yelp") :]
-    assert not any(spec["data"] == "yelp" and spec["attack"] == "dl-attack" for spec in cells)
+    assert [i for i, s in enumerate(cells) if (s["data"], s["attack"]) == ("yelp", "dl-attack")] == [
+        *range(len(cells) - 16, len(cells))
+    ]
 
 
 def test_room_for_fake_users_is_the_same_for_any_number_of_them(rng):
