@@ -125,6 +125,12 @@ def data_dir() -> Path:
     return folder
 
 
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: the collector need not look at it again."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def _room_for_code() -> Iterator[None]:
     """Forget compiled functions before the kernel's limit on memory maps (65,530) ends the process in a compilation."""

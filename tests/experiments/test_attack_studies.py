@@ -24,7 +24,7 @@ from experiments.papers import (
 )
 from experiments.record import Record
 from models import registry
-from models.data import Interactions
+from models.data import Interactions, Profiles
 
 ABOUT = {"seconds": 1.0, "peak_rss": 2e9}
 
@@ -196,6 +196,32 @@ def test_gowalla_says_what_transfers_and_whether_the_ensemble_helps(tmp_path):
     assert "of ensemble, against no attack: above: WRMF, ItemCF; higher on 1 seed: CML" in notes
     assert "(wrmf-sgd and itemae): WRMF -0.0500 [-0.0500, -0.0500] below, itemae; ItemCF +0.0500 [" in notes
     assert "it is ahead on ItemCF of these 2 victims, for sure on ItemCF" in notes
+
+
+def test_gowalla_thins_learned_fake_users_and_tells_random_ones_how_many(monkeypatch, rng):
+    rows, asked = np.where(rng.random((3, 12)) < 0.9, 1.0, 0.0), []
+    rows[:, 0] = [1, 0, 1]
+
+    def crafted(where, attack, key, train, targets):
+        asked.append(attack)
+        return Profiles.from_rows(rows, targets), {"craft_seconds": 1.0, "history": {}}
+
+    train = Interactions.from_dense((rng.random((300, 12)) < 0.4).astype(float))
+    monkeypatch.setattr(revadv_gowalla, "PUBLISHED", {"gowalla/tail": [0, 1]})
+    monkeypatch.setattr(revadv_gowalla, "_data", lambda: SimpleNamespace(split=(train, None, train)))
+    monkeypatch.setattr(revadv_gowalla, "crafted", crafted)
+    spec = {"attack": "wrmf-sgd", "stratum": "tail", "seed": 0}
+    whole, few = (
+        revadv_gowalla.setting({**spec, **more})[1].to_rows()
+        for more in ({}, {"fillers": 4})  # type: ignore[union-attr]
+    )
+    np.testing.assert_array_equal(whole, rows)
+    assert (few <= rows).all()
+    np.testing.assert_array_equal(few[:, :2], rows[:, :2])  # targets stay
+    assert few[:, 2:].sum(1).tolist() == [4, 4, 4]
+    drawn = revadv_gowalla.setting({**spec, "attack": "rand-filter", "fillers": 7})[1]
+    np.testing.assert_array_equal(drawn.to_rows(), rows)  # type: ignore[union-attr]
+    assert [attack.config.get("budget") for attack in asked[1:]] == [None, 7]
 
 
 def test_gowalla_has_three_seeds_one_after_the_other():
