@@ -10,7 +10,7 @@ from attacks.asktell import AskTell
 from attacks.attack import Attack
 from attacks.aush import aush
 from attacks.bandwagon import bandwagon, hcars_bandwagon, popular
-from attacks.blackbox import BlackBox, JaxBox, OverBudget, Retrained, Unexplained, play
+from attacks.blackbox import BlackBox, JaxBox, OverBudget, Retrained, Unexplained
 from attacks.checks import check
 from attacks.covisitation import covisitation
 from attacks.dl_attack import dl_attack
@@ -21,6 +21,7 @@ from attacks.heuristic import average, middle, random, top_popular
 from attacks.neighbors import power_item, segment
 from attacks.objective import make_objective, promotion
 from attacks.pga import pga
+from attacks.play import play
 from attacks.poisonrec import poisonrec, poisonrec_learner
 from attacks.presets import revadv_preset
 from attacks.rapu_g import rapu_g

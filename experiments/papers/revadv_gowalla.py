@@ -18,7 +18,18 @@ import attacks
 from attacks.attack import Attack
 from experiments import report
 from experiments.crafts import crafted
-from experiments.paired import ENOUGH, Gap, gap
+from experiments.papers.revadv_claims import (
+    ATTACKS,
+    FILLERS,
+    PAIRED,
+    THINNED,
+    against,
+    by_fillers,
+    ensemble,
+    hits,
+    minus,
+    transfer,
+)
 from experiments.pipeline import Case, judge, measured, profile_facts, trained
 from experiments.published import published
 from experiments.record import Record
@@ -40,16 +51,6 @@ VICTIMS: dict[str, tuple[str, str | None]] = {
 }
 SLOW = ("CML", "NCF")  # a quarter of an hour each
 STRATA = {"head": "head", "upper_torso": "upper torso", "lower_torso": "lower torso", "tail": "tail"}
-FILLERS = {"wrmf-sgd": (33, 100), "rand-filter": (33, 200)}
-"""Fillers left of the profiles of WRMF+SGD, whose threshold bounds none; and as many drawn at random, by RandFilter.
-
-RandFilter has 33 elsewhere, which is not printed: with the targets as many clicks as a user has.
-"""
-THINNED = ("ItemCF", "WRMF")
-"""The victims that are judged on them."""
-ATTACKS = ("none", "rand-filter", "wrmf-als", "itemae-pd", "itemae", "wrmf-sgd", "ensemble")
-MEMBERS = ("wrmf-sgd", "itemae")
-"""The attacks by one of the ensemble's surrogates; the second has settings of its own."""
 
 
 @functools.lru_cache
@@ -193,30 +194,20 @@ def table2_cells(quick: bool) -> list[Spec]:
     ]
 
 
-def _hits(records: list[Record], **wanted: Any) -> dict[int, float]:
-    """Target hit rate by seed, of the records whose spec has these values, of whole profiles unless told."""
-    wished = {"fillers": None, **wanted}
-    return {
-        r.spec["seed"]: r.result["victim"]["hr_any"]
-        for r in records
-        if all(r.spec.get(name) == value for name, value in wished.items())
-    }
-
-
 def fig5_report(records: list[Record], folder: Path) -> Report:
     """A row a surrogate, a column a victim: the transfer matrix."""
     header, rows = ["attack", *VICTIMS, "clicks", "popularity", "craft s"], []
     made, axes = report.figure(width=9)
     width = 0.8 / len(ATTACKS)
     for number, attack in enumerate(ATTACKS):
-        hits = {victim: list(_hits(records, attack=attack, victim=victim).values()) for victim in VICTIMS}
-        if not any(hits.values()):
+        reached = {victim: list(hits(records, attack=attack, victim=victim).values()) for victim in VICTIMS}
+        if not any(reached.values()):
             continue
         crafts = list({r.spec["seed"]: r for r in records if r.spec["attack"] == attack}.values())
         mean = lambda name, crafts=crafts: [r.result.get(name, np.nan) for r in crafts]
         facts = [report.interval(mean(name), 0, "mean") for name in ("clicks", "popularity", "craft_seconds")]
-        rows.append([attack, *(report.interval(found, 4, "mean") for found in hits.values()), *facts])
-        heights = [np.mean(found) if found else 0.0 for found in hits.values()]
+        rows.append([attack, *(report.interval(found, 4, "mean") for found in reached.values()), *facts])
+        heights = [np.mean(found) if found else 0.0 for found in reached.values()]
         axes[0, 0].bar(np.arange(len(VICTIMS)) + number * width, heights, width, label=attack)
     clean, attacked = (
         [published("revadv", "table2", "values", "head", key, victim) for victim in VICTIMS]
@@ -231,10 +222,10 @@ def fig5_report(records: list[Record], folder: Path) -> Report:
         f"{report.SEEDS}; a seed: craft and victim; target set of the released code; the paper "
         "prints numbers for two rows only, in its Table 2",
         PAIRED,
-        *_against(records, "none"),
-        *_against(records, "rand-filter"),
-        *_transfer(records),
-        *_ensemble(records),
+        *against(records, "none", VICTIMS),
+        *against(records, "rand-filter", VICTIMS),
+        *transfer(records, VICTIMS),
+        *ensemble(records, VICTIMS),
         "peak memory of a cell, GB: "
         + f"{max(r.about['peak_rss'] for r in records) / 1e9:.1f} (the official code: about 25)",
         *records[0].result["notes"],
@@ -248,98 +239,37 @@ def fig5_report(records: list[Record], folder: Path) -> Report:
     )
 
 
-PAIRED = (
-    "minus: mean difference paired by seed; from three seeds on with its 95% t-interval and a verdict, not corrected "
-    "for how many are looked at"
-)
-
-
-def _minus(records: list[Record], one: str, other: str, **wanted: str) -> Gap | None:
-    """One attack minus another, paired by seed."""
-    return gap(_hits(records, attack=one, **wanted), _hits(records, attack=other, **wanted))
-
-
-def _against(records: list[Record], control: str) -> list[str]:
-    """A line a victim: every attack minus the control. RandFilter alone would flatter: it may itself lower exposure."""
-    said = []
-    for victim in VICTIMS:
-        names = [name for name in ATTACKS if name not in ("none", control)]
-        gaps = {name: _minus(records, name, control, victim=victim) for name in names}
-        shown = [f"{name} {each.said(4)}" for name, each in gaps.items() if each]
-        said += [f"{victim}, minus {control}: {', '.join(shown)}"] if shown else []
-    return said
-
-
-def _transfer(records: list[Record]) -> list[str]:
-    """A line a surrogate: which victims its fake users raise above no attack, for sure or in fewer than three seeds."""
-    few = {1: "higher", -1: "lower", 0: "the same"}
-    said = []
-    for attack in ATTACKS[2:]:
-        sort: dict[str, list[str]] = {"above": [], "undecided": [], "below": []}
-        for victim in VICTIMS:
-            each = _minus(records, attack, "none", victim=victim)
-            if each is None and _hits(records, attack=attack, victim=victim):
-                sort.setdefault("no seed in common with it", []).append(victim)
-            if each:
-                seeds = f"{few[each.sign]} on {each.seeds} seed{'s' * (each.seeds > 1)}"
-                sort.setdefault(seeds if each.seeds < ENOUGH else each.verdict, []).append(victim)
-        shown = [f"{verdict}: {', '.join(victims)}" for verdict, victims in sort.items() if victims]
-        said += [f"fake users of {attack}, against no attack: {'; '.join(shown)}"] if shown else []
-    return said
-
-
-def _ensemble(records: list[Record]) -> list[str]:
-    """Whether the ensemble is ahead of its better member, by victim; the better one by the mean on the seeds of all."""
-    gaps: dict[str, tuple[str, Gap]] = {}
-    for victim in VICTIMS:
-        found = {name: _hits(records, attack=name, victim=victim) for name in ("ensemble", *MEMBERS)}
-        shared = set.intersection(*(set(hits) for hits in found.values()))
-        better = max(MEMBERS, key=lambda name, found=found, on=shared: sum(found[name][seed] for seed in on))
-        each = gap({seed: found["ensemble"][seed] for seed in shared}, found[better])
-        if each:
-            gaps[victim] = (better, each)
-    if not gaps:
-        return []
-    shown = "; ".join(f"{victim} {each.said(4)}, {better}" for victim, (better, each) in gaps.items())
-    ahead = [victim for victim, (_, each) in gaps.items() if each.sign > 0]
-    sure = [victim for victim, (_, each) in gaps.items() if each.verdict == "above"]
-    return [
-        f"ensemble minus the better of its members ({' and '.join(MEMBERS)}): {shown}; it is ahead on "
-        f"{', '.join(ahead) or 'none'} of these {len(gaps)} victims, for sure on {', '.join(sure) or 'none'}"
-    ]
-
-
 def table2_report(records: list[Record], folder: Path) -> Report:
     """Strata x victims, ours / published."""
     header, rows = ["stratum", "attack", *VICTIMS], []
     made, axes = report.figure(width=6)
     for stratum, name in STRATA.items():
         for attack, key in (("none", "Clean"), ("wrmf-sgd", "WRMF+SGD")):
-            hits = {
-                v: list(_hits(records, attack=attack, stratum=stratum, victim=v).values()) for v in VICTIMS
+            reached = {
+                v: list(hits(records, attack=attack, stratum=stratum, victim=v).values()) for v in VICTIMS
             }
-            if any(hits.values()):
+            if any(reached.values()):
                 paper = {v: published("revadv", "table2", "values", name, key, v) for v in VICTIMS}
                 rows.append(
                     [
                         stratum,
                         attack,
-                        *(f"{report.interval(hits[v], 4, 'mean')} / {paper[v]:.4f}" for v in VICTIMS),
+                        *(f"{report.interval(reached[v], 4, 'mean')} / {paper[v]:.4f}" for v in VICTIMS),
                     ]
                 )
-                shown = [v for v in VICTIMS if hits[v]]
+                shown = [v for v in VICTIMS if reached[v]]
                 axes[0, 0].loglog(
                     [paper[v] for v in shown],
-                    [np.mean(hits[v]) for v in shown],
+                    [np.mean(reached[v]) for v in shown],
                     "o",
                     label=f"{stratum}, {attack}",
                 )
     said = [PAIRED]
     for stratum in STRATA:
-        gaps = {v: _minus(records, "wrmf-sgd", "none", stratum=stratum, victim=v) for v in VICTIMS}
+        gaps = {v: minus(records, "wrmf-sgd", "none", stratum=stratum, victim=v) for v in VICTIMS}
         shown = [f"{v} {each.said(4)}" for v, each in gaps.items() if each]
         said += [f"{stratum}, wrmf-sgd minus none: {', '.join(shown)}"] if shown else []
-        said += _by_fillers(records, stratum)
+        said += by_fillers(records, stratum)
     axes[0, 0].plot([1e-4, 0.3], [1e-4, 0.3], "k--", linewidth=1)
     axes[0, 0].set(xlabel="published target HR@50", ylabel="ours")
     axes[0, 0].legend(frameon=False, fontsize=7)
@@ -350,33 +280,6 @@ def table2_report(records: list[Record], folder: Path) -> Report:
         [f"ours / published; {report.SEEDS}", *said, *records[0].result["notes"]],
         [report.save(made, folder / "revadv-table2.png")],
     )
-
-
-def _by_fillers(records: list[Record], stratum: str) -> list[str]:
-    """What the same fake users reach with fewer of their fillers, and random ones with few and many."""
-    said = []
-    for victim in THINNED:
-        at = {"stratum": stratum, "victim": victim}
-        reached = [
-            (name, f"{count} fillers", _hits(records, attack=name, fillers=count, **at))
-            for name, counts in FILLERS.items()
-            for count in counts
-        ]
-        seeds = sorted({seed for *_, hits in reached for seed in hits})
-        if not seeds:
-            continue
-        for name, label in (("wrmf-sgd", "all of them"), ("none", "")):
-            whole = _hits(records, attack=name, **at)
-            reached.append((name, label, {seed: whole[seed] for seed in seeds if seed in whole}))
-        shown = [
-            f"{name} {label}{' ' if label else ''}{report.interval(list(hits.values()), 4, 'mean')}"
-            for name, label, hits in reached
-            if hits
-        ]
-        said.append(
-            f"{stratum}, {victim}, by fillers, seeds {', '.join(map(str, seeds))}: {'; '.join(shown)}"
-        )
-    return said
 
 
 STUDIES = (
