@@ -220,7 +220,8 @@ def test_the_whole_plan_of_rows_solves_the_linear_program():
     plan = jax.jit(plan)
     for seed in range(20):
         drawn = np.random.default_rng(seed).random((40, ITEMS))
-        train = Interactions.from_dense((drawn < np.linspace(0.05, 0.8, ITEMS)).astype(float))
+        chosen = (drawn < np.linspace(0.05, 0.8, ITEMS)).astype(float)
+        train = Interactions.from_dense(chosen, capacity=drawn.size)  # one size: one compilation
         planned = plan(train, targets)
         value, cost = np.asarray(planned.value, float)[2:], np.asarray(planned.cost)[2:]
         most = np.minimum(1, fakes / np.maximum(cost, 1))
