@@ -6,8 +6,9 @@ PoisonRec's tree.
     python benchmarks/attacks.py --attacks revadv rapu-r --sizes gowalla --no-growth --no-tree --again
 
 Every measurement runs in a process of its own, on one core and one thread (see apart.py), in CPU seconds where the
-system lets a process choose its core. A learned attack's first step is timed apart (it compiles), some of its steps
-are timed and scaled to all of them; what is reported is a whole craft without compilation. Growth is that of a craft
+system lets a process choose its core. Compilation is timed apart; of a learned attack some steps are timed and scaled
+to all of them, and what is reported is a whole craft. Attacks that make their fake users one after another make one in
+a step. Growth is that of a craft
 on drawn clicks: with the fake users at one catalog, and with the catalog at as many fake users. The tree is
 PoisonRec's step (32 sets of 20 attackers with 20 clicks: asked, told, three steps of PPO) without any victim, with the
 biased tree and with one softmax over the catalog. Rows are written as they come and are not measured again without
@@ -57,10 +58,10 @@ ATTACKS = (
     "poisonrec",
     "appgrad",
 )
-TOO_DEAR = ("dl-attack", "hcars")
-"""Not at Gowalla size: there an epoch of H-CARS's NCR takes minutes; DL-Attack trains a NeuMF for each fake user."""
+FAKES = {"ml-100k": 28, "gowalla": 131}
+"""3% and 1% of the users."""
 GROWTH = ("rapu-r", "revadv", "rapu-g", "pga", "covis")
-FAKES, CATALOGS = (8, 32, 128), (1000, 4000, 16_000)
+GROWN, CATALOGS = (8, 32, 128), (1000, 4000, 16_000)
 CLICKS = 20  # of a fake user whose clicks have an order, PoisonRec's
 TREES = ("bcbt-popular", "plain")
 ENOUGH = 3.0  # seconds of steps that are timed
@@ -111,17 +112,16 @@ def tasks(options: Options) -> list[dict[str, Any]]:
     """What is to be measured: attacks at the smaller size, the tree, growth, attacks at the larger size."""
     sizes = ["ml-100k"] if options.quick else options.sizes
     crafts = {size: [{"attack": name, "size": size} for name in options.attacks] for size in sizes}
-    crafts["gowalla"] = [task for task in crafts.get("gowalla", []) if task["attack"] not in TOO_DEAR]
     catalogs = (3000,) if options.quick else (3000, 30_000)
     tree = [{"tree": design, "items": items} for items in catalogs for design in TREES]
     grown = [name for name in GROWTH if name in options.attacks]
-    fakes, items = (FAKES[:2], CATALOGS[:2]) if options.quick else (FAKES, CATALOGS)
+    fakes, items = (GROWN[:2], CATALOGS[:2]) if options.quick else (GROWN, CATALOGS)
     growth = [{"attack": name, "fakes": count, "items": CATALOGS[0]} for name in grown for count in fakes]
-    growth += [{"attack": name, "fakes": FAKES[1], "items": count} for name in grown for count in items[1:]]
+    growth += [{"attack": name, "fakes": GROWN[1], "items": count} for name in grown for count in items[1:]]
     found = [*crafts.get("ml-100k", [])]
     found += tree if options.tree else []
     found += growth if options.growth else []
-    return found + crafts["gowalla"]
+    return found + crafts.get("gowalla", [])
 
 
 # ------------------------------------------------------------------------------------------------ in the worker
@@ -134,7 +134,7 @@ def measure(task: dict[str, Any], core: int) -> dict[str, Any]:
 
 
 def measure_craft(task: dict[str, Any], clock: Callable[[], float]) -> dict[str, Any]:
-    """Compile and time `init`, a step and `finish`; a craft is init + steps x step + finish."""
+    """Compile, then time `init`, a step and `finish`; a craft is init + steps x step + finish."""
     import jax
 
     from bilevel.devices import peak_rss
@@ -142,31 +142,30 @@ def measure_craft(task: dict[str, Any], clock: Callable[[], float]) -> dict[str,
     train, source = events(task)
     attack, before = attack_of(task), peak_rss()
     targets = targets_of(train)
-    init = jax.jit(lambda key, train: attack.init(key, train, targets, None))
-    step = jax.jit(lambda state, train: attack.step(state, train, targets, None)[0])
-    finish = jax.jit(lambda state, train: marked(attack.finish(state, train, targets)))
-    key = jax.random.key(0)
+    key, spent, compiling = jax.random.key(0), [], 0.0
+    begin = lambda key, train: attack.init(key, train, targets, None)
+    go_on = lambda state, train: attack.step(state, train, targets, None)[0]
+    end = lambda state, train: marked(attack.finish(state, train, targets))
+    init, compile_init = compiled(clock, begin, key, train)
     state, first = timed(clock, init, key, train)
-    _, second = timed(clock, init, key, train)
-    spent: list[float] = []
-    while attack.steps and (
-        len(spent) < 2 or (sum(spent[1:]) < ENOUGH and len(spent) <= min(attack.steps, 20))
-    ):
-        state, seconds = timed(clock, step, state, train)
-        spent.append(seconds)
+    if attack.steps:
+        step, compiling = compiled(clock, go_on, state, train)
+        while len(spent) < min(attack.steps, 20) and sum(spent) < ENOUGH:
+            state, seconds = timed(clock, step, state, train)
+            spent.append(seconds)
+    finish, compile_finish = compiled(clock, end, state, train)
     clicks, last = timed(clock, finish, state, train)
-    _, again = timed(clock, finish, state, train)
-    each = statistics.median(spent[1:]) if spent else 0.0
+    each = statistics.median(spent or [0.0])
     return {
         "source": source,
         "events": int(train.count),
         "fakes": int(clicks.shape[0]),
         "clicks": float(clicks.sum() / clicks.shape[0]),
-        "seconds": second + attack.steps * each + again,
+        "seconds": first + attack.steps * each + last,
         "step_seconds": each,
         "steps": attack.steps,
-        "timed_steps": max(len(spent) - 1, 0),
-        "compile_seconds": first - second + (spent[0] - each if spent else 0.0) + last - again,
+        "timed_steps": len(spent),
+        "compile_seconds": compile_init + compiling + compile_finish,
         "data_mb": before / 1e6,
         "peak_mb": peak_rss() / 1e6,
     }
@@ -184,6 +183,13 @@ def timed(clock: Callable[[], float], function: Callable[..., Any], *args: Any) 
     began = clock()
     found = jax.block_until_ready(function(*args))
     return found, clock() - began
+
+
+def compiled(clock: Callable[[], float], function: Callable[..., Any], *args: Any) -> tuple[Any, float]:
+    """A function compiled for arguments like these, and the seconds that took."""
+    import jax
+
+    return timed(clock, lambda: jax.jit(function).lower(*args).compile())
 
 
 def events(task: dict[str, Any]) -> tuple[Any, str]:
@@ -214,15 +220,13 @@ def attack_of(task: dict[str, Any]) -> Any:
     import attacks
     from models import registry
 
-    gowalla = task.get("size") == "gowalla"
+    gowalla, fakes = task.get("size") == "gowalla", task["fakes"] if "fakes" in task else FAKES[task["size"]]
     surrogate = registry.make("wrmf", "revadv-gowalla" if gowalla else "rapu-ml-surrogate")
-    spent: dict[str, Any] = {
-        "fakes": task.get("fakes", 0.01 if gowalla else 0.03),
-        "budget": 33 if gowalla else 100,
-    }
+    spent: dict[str, Any] = {"fakes": fakes, "budget": 33 if gowalla else 100}
+    one_by_one = {**spent, "stages": fakes}
     learned = {"surrogate": surrogate, **spent, "projection": "topk", "click_targets": True}
     rated = {**spent, "ratings": attacks.Ratings(1, 5, 1)}
-    ordered = {"fakes": spent["fakes"], "clicks": CLICKS}
+    ordered = {"fakes": fakes, "clicks": CLICKS}
     box = attacks.environment(registry.make("itempop"))
     makers: dict[str, Callable[[], Any]] = {
         "revadv": lambda: attacks.revadv(**learned, estimator="truncated", tau=20),
@@ -232,16 +236,16 @@ def attack_of(task: dict[str, Any]) -> Any:
         "rapu-r": lambda: attacks.rapu_r(surrogate, **spent),
         "covis": lambda: attacks.covisitation(**spent),
         "pga": lambda: attacks.pga(**spent, track="implicit"),
-        "srwa": lambda: attacks.srwa(**spent, track="implicit"),
+        "srwa": lambda: attacks.srwa(**one_by_one, track="implicit"),
         "average": lambda: attacks.average(**rated),
         "middle": lambda: attacks.middle(**ordered),
-        "tna": lambda: attacks.tna(**rated),
-        "s-tna": lambda: attacks.tna(**rated, subset="influence"),
-        "hcars": lambda: attacks.hcars(registry.make("ncr", "hcars-ml", epochs=1), **spent, users=64),
+        "tna": lambda: attacks.tna(**rated, stages=fakes),
+        "s-tna": lambda: attacks.tna(**rated, stages=fakes, subset="influence"),
+        "hcars": lambda: attacks.hcars(registry.make("ncr", "hcars-ml", epochs=1), **one_by_one, users=64),
         "poisonrec": lambda: attacks.poisonrec(box, **ordered),
         "appgrad": lambda: attacks.appgrad(box, **ordered),
         "aush": lambda: attacks.aush(**spent),
-        "dl-attack": lambda: attacks.dl_attack(**spent),
+        "dl-attack": lambda: attacks.dl_attack(**one_by_one),
     }
     name = task["attack"]
     return makers[name]() if name in makers else getattr(attacks, name.replace("-", "_"))(**spent)
