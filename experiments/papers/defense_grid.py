@@ -5,9 +5,8 @@ RAPU's setting (see rapu.py): the attacker crafts on a view, the victims are WRM
 5% of users that a detector finds most suspicious. The rows "adaptive" are RevAdv and RAPU-G whose surrogate has the
 defense inside: a defense is only believed against those. What a defense costs is seen in the row "none".
 
-APT inverts no Hessian here. When these records were made, damping was an absolute number, which is nothing to the
-curvature of WRMF's loss, a sum over cells: conjugate gradients met negative curvature there and were refused. On NCF,
-whose loss is a mean, they were not. The ablation over inverses (apt_figs.py) is of ratings and does not decide this.
+APT and APT-rand invert no Hessian here: APT follows the plain gradient. "apt-cg" is APT as it comes, by conjugate
+gradients. The ablation over inverses (apt_figs.py) is of ratings; this one is of clicks.
 """
 
 from __future__ import annotations
@@ -23,6 +22,7 @@ from jaxtyping import Bool
 
 import attacks
 from attacks.attack import Attack
+from bilevel import Code
 from defenses import suspicion
 from defenses.adversarial import adversarial
 from defenses.apt import Defense, apt
@@ -67,12 +67,11 @@ ATTACKS = (
 ADAPTIVE = ("adaptive", "adaptive-rapu-g", "adaptive-held")
 HELD = ("apt", "apt-rand")
 FILTERS = ("knn", "pca", "popularity", "duplicate")
-DEFENSES = ("none", "at", "apt", "apt-rand", *(f"filter:{name}" for name in FILTERS))
+DEFENSES = ("none", "at", "apt", "apt-rand", "apt-cg", *(f"filter:{name}" for name in FILTERS))
 FRACTION, LEVEL, K = 0.03, 0.05, 50
 REASONS = (
-    'APT by the plain gradient (`solver="identity"`): when these records were made damping was an absolute number, and '
-    "with it conjugate gradients met negative curvature on WRMF, whose loss is a sum over cells; the ablation over "
-    "inverses is of ratings and does not say what one would be worth on clicks",
+    'apt follows the plain gradient (`solver="identity"`); apt-cg is APT as it comes (`solver="cg"`), its damping '
+    "relative to the spectrum",
     "no row for hcars, poisonrec and appgrad: they are made of a victim's answers (explanations of its lists; the "
     "exposure after every trial), which this setting's attackers do not get, and behind each defense a victim answers "
     "otherwise, so that each would be crafted anew for each of them; undefended they belong to hcars-table1 and "
@@ -96,7 +95,7 @@ def _hardened(defense: str, name: str, preset: str) -> Recommender | Defense:
     if defense == "at":
         # GMF begins at 0 and never leaves it under changes of this length; trained as long as before APT, it does
         return adversarial(model, epsilon=0.03, start=3 * epochs // 5 if name == "gmf" else 0)
-    if defense in ("apt", "apt-rand"):
+    if defense in ("apt", "apt-rand", "apt-cg"):
         return apt(
             model,
             items=rapu.WORLDS["ml"].budget,
@@ -104,7 +103,7 @@ def _hardened(defense: str, name: str, preset: str) -> Recommender | Defense:
             every=max(1, 2 * epochs // 25),
             grid=None,
             selection="random" if defense == "apt-rand" else "influence",
-            solver="identity",
+            solver="cg" if defense == "apt-cg" else "identity",
         )
     return model
 
@@ -190,7 +189,7 @@ def defended(
     )  # no defense is told who is fake
     if isinstance(hardened, Defense):
         fitted, told = hardened.trace(data, case.keys["victim"])
-        return fitted, {name: np.asarray(told[name]).tolist() for name in ("negative", "items")}, None
+        return fitted, {name: np.asarray(told[name]).tolist() for name in ("negative", "items", "code")}, None
     if not defense.startswith("filter:"):
         return fit(hardened, data, case.keys["victim"]), {}, None
     left, users = filtered(data, DETECTORS[defense.removeprefix("filter:")], LEVEL)
@@ -329,12 +328,23 @@ def _seen(records: list[Record]) -> list[str]:
 
 
 def _helped(records: list[Record]) -> list[str]:
-    """How many items helpful users clicked behind APT."""
-    mine = [r.result for r in records if r.spec["defense"] == "apt" and "negative" in r.result]
-    if not mine:
-        return []
-    clicked = np.concatenate([result["items"] for result in mine])
-    return [f"apt: a helpful user clicked {clicked.mean():.0f} items on average"]
+    """How many items helpful users clicked behind APT, and how often it had to do without the inverse."""
+    said = []
+    for defense in ("apt", "apt-cg"):
+        mine = [r for r in records if r.spec["defense"] == defense and "negative" in r.result]
+        if not mine:
+            continue
+        clicked = np.mean(np.concatenate([r.result["items"] for r in mine]))
+        said.append(f"{defense}: a helpful user clicked {clicked:.0f} items on average")
+        for victim in VICTIMS if defense == "apt-cg" else ():
+            codes = [r.result["code"] for r in mine if r.spec.get("victim", VICTIMS[0]) == victim]
+            if codes:
+                refused = np.concatenate(codes) == Code.INDEFINITE
+                said.append(
+                    f"apt-cg, {victim}: {refused.sum()} of {refused.size} renewals met negative curvature and took the "
+                    "plain gradient"
+                )
+    return said
 
 
 def _picture(grid: dict[tuple[str, str, str], list[float]], best: str, folder: Path) -> Path:

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 
+from bilevel import Code
 from experiments.papers import (
     STUDIES,
     defense_grid,
@@ -497,7 +498,8 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
             areas = {"knn": {"auc": 0.9}, "rdma": {"auc": 0.4}}
             return Record(spec, {"detectors": areas}, ABOUT)
         value = 0.02 if spec["defense"] == "apt" else 0.1
-        helped = {"negative": [0.0, 0.5], "items": [0.0, 100.0]} if spec["defense"] == "apt" else {}
+        helped = {"negative": [0.0, 0.5], "items": [0.0, 100.0], "code": [0, int(Code.INDEFINITE)]}
+        helped = helped if spec["defense"] in ("apt", "apt-cg") else {}
         return Record(
             spec, {"victim": {"hr_any": value, "recall": 0.4 + spec["seed"] / 100}, **helped}, ABOUT
         )
@@ -513,6 +515,7 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
     helped = next(note for note in made.notes if note.startswith("apt: a helpful user"))
     assert "50 items" in helped
+    assert "apt-cg, WRMF: 54 of 108 renewals met negative curvature and took the plain gradient" in made.notes
     assert made.pictures[0].stat().st_size > 1000
     assert "recommends nothing" not in "\n".join(made.notes)
 

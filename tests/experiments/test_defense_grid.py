@@ -76,8 +76,14 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
     for defense in defense_grid.DEFENSES:
         defense_grid._adaptive(defense, spec("adaptive", defense))
     inside = [each["surrogate"].name for each in asked]
-    assert inside == ["wrmf", "adversarial-wrmf", "apt-wrmf", "apt-rand-wrmf", *["filtered-wrmf"] * 4]
-    assert len({each["surrogate"].config.get("cut") for each in asked[4:]}) == 4  # each its own detector's
+    apts = ["apt-wrmf", "apt-rand-wrmf", "apt-wrmf"]
+    assert inside == ["wrmf", "adversarial-wrmf", *apts, *["filtered-wrmf"] * 4]
+    assert [each["surrogate"].config["solver"] for each in asked[2:5]] == [
+        "'identity'",
+        "'identity'",
+        "'cg'",
+    ]
+    assert len({each["surrogate"].config.get("cut") for each in asked[5:]}) == 4  # each its own detector's
     assert {each["name"] for each in asked} == {"revadv"}
     case, profiles = defense_grid.setting(spec("adaptive-rapu-g", "at"))
     assert (asked[-1]["name"], asked[-1]["pgm"]) == ("rapu-g", False)
