@@ -125,6 +125,7 @@ def test_a_box_refuses(boxes, train, key):
     assert ours.queries == numpy.queries == 0
 
 
+@pytest.mark.slow
 def test_an_attack_plays_against_another_library(train, key):
     """Nearest neighbors of `implicit`: every trial is a training of the library."""
     pytest.importorskip("implicit")

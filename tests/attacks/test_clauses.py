@@ -49,6 +49,7 @@ def test_greedy_takes_the_best_next_item_and_beats_random_ones(x64, params):
     assert float(value) >= np.mean([worth(rng.permutation(candidates)[:4]) for _ in range(20)])
 
 
+@pytest.mark.slow
 def test_a_fake_users_vector_climbs_the_objective_of_its_items(params):
     """Eq. 13 with the items held: more after the climb; a second round of choosing is not behind the first."""
     h, moved, candidates = params["user"][0], params["item"][:2], jnp.arange(2, I)

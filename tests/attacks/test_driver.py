@@ -59,6 +59,7 @@ def test_a_run_that_was_stopped_continues_to_the_same_bytes(train, key, tmp_path
         np.testing.assert_array_equal(rest.history[name], values)
 
 
+@pytest.mark.slow
 def test_a_revadv_run_continues_to_the_same_bytes(counting, train, key, tmp_path):
     def run(steps, **store):
         attack = attacks.revadv(counting, fakes=3, budget=3, projection="topk", steps=steps, k=3)

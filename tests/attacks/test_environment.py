@@ -97,7 +97,14 @@ def retold(model, base, train, clicks, key):
     return model.scores(params, none, read, everybody)
 
 
-DEAR = ("pmf", "covisitation-target", "autorec", "neumf", "ngcf")  # to compile, beside others of their kind
+DEAR = (
+    "pmf",
+    "covisitation-target",
+    "autorec",
+    "neumf",
+    "ngcf",
+    "gru4rec",
+)  # to compile, beside others of their kind
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in DEAR)) for n in RANKERS])

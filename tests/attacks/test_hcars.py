@@ -85,6 +85,7 @@ def test_refits_change_later_fake_users_only(train):
     assert again.sum(1).tolist() == [5.0] * 3
 
 
+@pytest.mark.slow
 def test_each_group_reads_the_surrogate_that_learned_from_all_before_it(train, monkeypatch):
     """Groups of two, of five fake users, in four stages: who has been made when each is, and with what vectors."""
     module, targets = importlib.import_module("attacks.hcars"), jnp.array([2, 7])

@@ -115,6 +115,7 @@ def test_a_reward_that_is_no_number_is_never_the_best():
     assert float(again.reward) == 3.0
 
 
+@pytest.mark.slow
 def test_a_world_of_other_targets_is_reported(attack, train, key):
     init = jax.jit(lambda key, train, targets, initial: attack.init(key, train, TARGET_IDS, None))
     with pytest.raises(FloatingPointError, match="not finite"):

@@ -312,6 +312,7 @@ def test_the_factory_refuses(arguments, error, match):
         rapu_g(given.pop("surrogate"), **given)
 
 
+@pytest.mark.slow
 def test_responsibilities_fit_into_the_training(train, key):
     attack = rapu_g(wrmf(**SMALL), fakes=2, budget=3, tau=2, em_last=EPOCHS + 1, k=3)
     with pytest.raises(ValueError, match="em_last is 5 epochs, but the surrogate trains for 4 only"):

@@ -90,6 +90,7 @@ def test_without_unrolled_steps_the_gradient_of_wrmf_is_exactly_zero(train, rows
     np.testing.assert_array_equal(found.grad, 0)
 
 
+@pytest.mark.slow
 def test_all_epochs_are_exact_whatever_is_kept_in_memory(x64, train, rows, key):
     model = wrmf(**SMALL)
     exact = gradient(model, make_estimator("exact"), rows, train, key).grad
@@ -227,6 +228,7 @@ def test_two_outer_steps_are_those_of_algorithm_1(x64, train, rows, key):
         np.testing.assert_array_equal(state.outer.x, x)
 
 
+@pytest.mark.slow
 def test_every_step_trains_from_the_same_parameters(train, key):
     # A step too small to move a cell over the threshold: all iterates are equal, and so must be all that is seen.
     attack = attacks.revadv(wrmf(**SMALL), fakes=FAKES, steps=4, learning_rate=1e-9, momentum=0.0, k=3)
@@ -288,6 +290,7 @@ def test_an_ensemble_adds_weighted_losses_and_averages_hits(x64, counting, train
     np.testing.assert_allclose(both.target_hr, sum(hits) / 2)
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_different_surrogates_attacks(counting, train, key):
     models = [als(factors=2, sweeps=1), counting]
     attack = attacks.revadv(

@@ -139,6 +139,7 @@ def test_targets_rise_in_the_attackers_model(rng, key):
     assert history["target_hr"][-1] > history["target_hr"][0]
 
 
+@pytest.mark.slow
 def test_a_huge_penalty_empties_the_row_and_leaves_the_lowest_ids(train, key):
     plan = plan_of(penalty=1e6, steps=2, goal="demote")
 
@@ -158,12 +159,14 @@ def test_a_huge_penalty_empties_the_row_and_leaves_the_lowest_ids(train, key):
 # ------------------------------------------------------------------------------------------------ S
 
 
+@pytest.mark.slow
 def test_everybody_in_s_is_tna(train, key):
     whole, _ = crafted(stages=1)(key, train)
     same, _ = crafted(stages=1, subset="influence", share=1.0)(key, train)
     assert np.asarray(whole.rows).tobytes() == np.asarray(same.rows).tobytes()
 
 
+@pytest.mark.slow
 def test_s_has_the_users_of_the_largest_influence(train, make_keys):
     plan = plan_of(subset="influence", share=0.34, sweeps=1)
 

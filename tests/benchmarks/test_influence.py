@@ -31,6 +31,7 @@ def world_of(benchmark, task):
     return benchmark.world(task, benchmark.apart.events_of(task, "explicit")[0])
 
 
+@pytest.mark.slow
 def test_the_product_written_out_is_that_of_the_loss(benchmark, folder, x64):
     at = world_of(benchmark, task("user", "dense"))
     model, of = at.fitted.model, at.of

@@ -92,6 +92,7 @@ def test_losses_that_need_their_batch(x64):
     np.testing.assert_allclose(estimate.diagnosis.gradient_norm, abs(slope), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_diverged_linear_solve_is_not_carried(x64):
     loss = lambda p, x, data, ctx: jnp.sum((p - x) ** 2)
     inner = bilevel.gradient_descent(loss, optax.sgd(0.25), 40)

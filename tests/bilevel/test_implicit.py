@@ -161,6 +161,7 @@ def test_equals_unrolled_at_convergence_in_x_and_in_data(trained):
     assert float(jnp.abs(exact[2]["w"]).max()) < 1e-9
 
 
+@pytest.mark.slow
 def test_composes(trained):
     """Forward mode, vmap, and second derivatives in both orders, against the unrolled loop."""
     inner, x, params0, data, _ = trained
@@ -202,6 +203,7 @@ def test_unconverged_convex_problem_is_not_stationary(trained):
     assert Code(int(estimate.diagnosis.code)) is Code.NOT_STATIONARY
 
 
+@pytest.mark.slow
 def test_weight_decay_inside_the_optimizer_moves_the_solution(trained):
     """adamw stops where the loss alone is not stationary: reported, and right with the decay in `objective`."""
     _, x, params0, data, _ = trained
@@ -318,6 +320,7 @@ def test_a_structures_own_product_and_solve_are_used(trained):
     assert Code(int(wrong.diagnosis.code)) is Code.NOT_CONVERGED
 
 
+@pytest.mark.slow
 def test_minibatch_lissa_draws_from_the_loops_batches(x64):
     rng = np.random.default_rng(0)
     data = {"rows": jnp.asarray(rng.normal(size=(40, 3))), "y": jnp.asarray(rng.normal(size=40))}

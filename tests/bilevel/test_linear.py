@@ -226,6 +226,7 @@ def test_vmap_equals_loop(x64, name):
         assert int(together.code[i]) == int(alone.code)
 
 
+@pytest.mark.slow
 def test_warm_start(x64):
     a, _ = matrix(np.linspace(1.0, 20.0, N))
     b = vector()

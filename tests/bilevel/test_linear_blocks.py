@@ -48,6 +48,7 @@ def test_block_jacobi_accelerates(model):
     assert distance(cycled.value, faster.value) < 1e-6
 
 
+@pytest.mark.slow
 def test_block_jacobi_has_the_damping_and_survives_empty_and_indefinite_blocks(x64):
     """A user without data and without a penalty has a zero block; an indefinite one must not spoil it."""
     blocks = jnp.stack([jnp.zeros((2, 2)), jnp.diag(jnp.array([3.0, 1.0]))])

@@ -81,6 +81,7 @@ def test_too_few_terms_is_not_ok(system):
     assert Code(int(run(lissa(3), a, b).code)) is Code.NOT_CONVERGED
 
 
+@pytest.mark.slow
 def test_minibatch_lissa_estimates_the_full_solution(x64):
     """Rows of a least-squares problem, four at a time, the mean of their Hessians being the Hessian."""
     rng = np.random.default_rng(2)

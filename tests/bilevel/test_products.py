@@ -91,6 +91,7 @@ def test_products_of_a_loss_with_its_own_derivative(x64):
     np.testing.assert_allclose(hvp(cube, jnp.array([1.0, 2.0]), jnp.ones(2)), [6.0, 12.0])
 
 
+@pytest.mark.slow
 def test_diagonal_blocks_of_a_factor_model(x64):
     rng = np.random.default_rng(0)
     p = {"P": jnp.asarray(rng.normal(size=(5, 3))), "Q": jnp.asarray(rng.normal(size=(4, 3)))}

@@ -14,9 +14,14 @@ STEPS = 7
 POLICIES = Memory.__args__
 
 
-def also(*names):
+PROBLEMS = ("quadratic", "logistic", "wrmf", "wrmf_batches", "nnx_mlp", "linen_dropout")
+OPTIMIZERS = ("sgd", "momentum", "adam", "adagrad")
+
+
+def also(*cases):
     """Further cases of what one case shows already: `make test-all` runs them."""
-    return [pytest.param(name, marks=pytest.mark.slow) for name in names]
+    each = (case if isinstance(case, tuple) else (case,) for case in cases)
+    return [pytest.param(*values, marks=pytest.mark.slow) for values in each]
 
 
 def relative(a, b):
@@ -32,8 +37,15 @@ def central_differences(value, at, step=1e-5):
     return (8 * near - far) / (12 * step)
 
 
-def test_exact_equals_central_differences(problem, optimizer, hypergradient):
-    value, gradient, at = hypergradient(bilevel.unrolled(problem.inner(optimizer, STEPS)), problem)
+PAIRS = [(name, rule) for name in PROBLEMS for rule in OPTIMIZERS]
+FIRST = [("quadratic", "sgd"), ("logistic", "momentum"), ("wrmf", "adam"), ("wrmf_batches", "sgd")]
+FIRST += [("nnx_mlp", "adagrad"), ("linen_dropout", "adam")]
+
+
+@pytest.mark.parametrize(("name", "rule"), [*FIRST, *also(*(pair for pair in PAIRS if pair not in FIRST))])
+def test_exact_equals_central_differences(name, rule, named_problem, optimizers, hypergradient):
+    problem = named_problem(name)
+    value, gradient, at = hypergradient(bilevel.unrolled(problem.inner(optimizers[rule], STEPS)), problem)
     assert relative(gradient, central_differences(value, at, 1e-4)) <= 1e-6
 
 
@@ -115,7 +127,7 @@ def test_one_step_and_detached(wrmf_problem, hypergradient):
     assert not np.any(hypergradient(bilevel.detached(inner), wrmf_problem)[1])
 
 
-@pytest.mark.parametrize("name", ["wrmf_batches", *also("nnx_mlp")])
+@pytest.mark.parametrize("name", ["quadratic", *also("wrmf_batches", "nnx_mlp")])
 def test_forward_numbers_agree_in_all(name, named_problem):
     problem = named_problem(name)
     inner, key = problem.inner(optax.adam(0.05), STEPS), jax.random.key(3)

@@ -59,6 +59,7 @@ def test_epsilon_0_doubles_the_loss_and_small_changes_raise_it(x64, ratings):
     np.testing.assert_allclose(value(adversarial(model, epsilon=0.5, weight=0.0)), value(model), rtol=1e-12)
 
 
+@pytest.mark.slow
 def test_weight_0_is_plain_training_and_epsilon_0_twice_the_loss(x64, ratings):
     model = mf(factors=3, epochs=5, batch=None, learning_rate=0.1)
     twice = dataclasses.replace(

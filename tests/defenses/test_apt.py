@@ -161,6 +161,7 @@ def by_dense_gauss_newton(model, at):
     return 2 / (U * I) * along.sum(0)
 
 
+@pytest.mark.slow
 def test_solvers_agree_where_they_should(x64, train):
     model = small(l2=0.5)
     at = point(model, train, steps=400)
@@ -377,6 +378,7 @@ def test_an_attacker_may_optimize_against_helpful_users_that_are_held(x64, rng):
     assert profiles.to_rows().shape == (3, I)
 
 
+@pytest.mark.slow
 def test_an_attacker_may_optimize_through_their_renewal(x64, rng):
     """All items below the mean are taken, so that nothing is drawn: the training by hand, and central differences."""
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
@@ -431,6 +433,7 @@ def test_the_renewing_surrogate_is_attacked(rng):
         assert attack(KEY, clicks, jnp.array([1])).to_rows().shape == (3, I)
 
 
+@pytest.mark.slow
 def test_at_within_apt_is_seen_through_a_filter_and_has_no_hessian():
     clicks = Interactions.from_dense((np.random.default_rng(0).random((U, I)) < 0.5).astype(float))
     hard = adversarial(wrmf(factors=2, epochs=4), epsilon=0.1)

@@ -27,6 +27,7 @@ def test_what_looks_alike_is_left_out():
     np.testing.assert_allclose(far.scores(jnp.arange(6)), whole.scores(jnp.arange(6)), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_hypergradient_goes_through_the_filter(x64):
     train = Interactions.from_dense(np.eye(6, 8))
     model = soft_filter(wrmf(factors=2, epochs=4, learning_rate=0.05), likeness, cut=0.5, temperature=0.3)

@@ -198,6 +198,7 @@ def test_cells_are_told_apart_and_the_small_data_come_first():
     assert set(order[: order.index("ml-1m")]) == {"ml-100k", "filmtrust"}
 
 
+@pytest.mark.slow
 def test_ablation_and_figures(tmp_path):
     found = [record(spec) for spec in apt_figs.ablation_cells(False)]
     made = STUDIES["apt-ablation"].report(found, tmp_path)

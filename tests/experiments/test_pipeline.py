@@ -28,6 +28,7 @@ def test_repetitions_are_paired(case):
     assert np.any(np.asarray(make_case(data, 4, jnp.array([2, 7])).train.item) != np.asarray(case.train.item))
 
 
+@pytest.mark.slow
 def test_fake_users_move_the_victim(case):
     victim = wrmf.wrmf(factors=4, epochs=60, learning_rate=0.05)
     rows = np.zeros((30, 12), np.float32)

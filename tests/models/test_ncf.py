@@ -22,6 +22,7 @@ def train(rng):
     return Interactions.from_dense(matrix.astype(float))
 
 
+@pytest.mark.slow
 def test_weight_decay_is_coupled_and_of_all_parameters(x64, train, key):
     decayed, plain = ncf.gmf(**SIZES, weight_decay=DECAY), ncf.gmf(**SIZES)
     start = begin(decayed, train, key)

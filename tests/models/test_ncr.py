@@ -55,6 +55,7 @@ def test_a_clause_is_true_iff_a_premise_is_false():
         assert prefixes[0, 0] == (-1 if bits[0] else 1)
 
 
+@pytest.mark.slow
 def test_padding_and_where_it_stands_change_nothing(x64, rng):
     params = ncr.ncr(factors=4).init(jax.random.key(0), 3, 5, 0)
     params = jax.tree.map(lambda leaf: 30 * leaf, params)  # away from 0, where everything is alike
@@ -99,6 +100,7 @@ def test_a_whole_clause_has_every_item_of_the_history(x64, rng, chunk):
         np.testing.assert_allclose(found[user], np.zeros(4) if so_far is None else so_far, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_whole_clauses_cost_the_clicks_and_not_users_by_items(rng, monkeypatch):
     train, ors, plain = skewed(rng), [], ncr.module
 

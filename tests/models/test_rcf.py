@@ -272,6 +272,7 @@ def test_max_history_reads_the_latest_clicks_and_learns_from_all(problem):
     assert int(jnp.sum(data.pairs.real)) == user.size
 
 
+@pytest.mark.slow
 def test_padding_changes_nothing(problem):
     data, params = problem
     wide = prepare(clicks(60))

@@ -111,6 +111,7 @@ VARIANTS = (
     "lightgcn-norm",
 )
 VARIANTS += ("pmf-ratings", "autorec-ratings", "autorec-item-ratings", "gmf", "autorec-user", "plug-nnx")
+VARIANTS += ("multvae-revadv", "itemae-batches")
 """Other forms of models that are judged anyway, or slow to compile: `make test-all` judges them too."""
 
 
@@ -237,7 +238,7 @@ def test_hard_fake_rows_are_ordinary_users(x64, name):
     _same_loss(model, clicks(), poisoned, x, model.trainer(U, I, F).context(jax.random.key(4), 1))
 
 
-@pytest.mark.parametrize("name", ["bpr-full", "cml", "pmf", "lightgcn", *slowly("gmf", "neumf", "ngcf")])
+@pytest.mark.parametrize("name", ["cml", "pmf", "lightgcn", *slowly("bpr-full", "gmf", "neumf", "ngcf")])
 def test_hard_fake_rows_are_ordinary_users_to_sampled_losses_too(x64, name):
     """Every user lacks one item, which is then its only negative: nothing is left to chance."""
     model = FAMILY[name]
@@ -331,7 +332,7 @@ def test_config_rebuilds_the_model(name):
         model.config["factors"] = 1
 
 
-@pytest.mark.parametrize("name", ["lightgcn", "mf", *slowly("bpr-batches", "multvae-revadv")])
+@pytest.mark.parametrize("name", ["mf", *slowly("lightgcn", "bpr-batches", "multvae-revadv")])
 def test_poisoned_copies_of_the_data_share_one_compiled_model(name):
     """`vmap` over injected data of one capacity equals fitting one copy after the other."""
     train_data, track = events(name), "explicit" if name in RATINGS else "implicit"

@@ -1,5 +1,6 @@
 """The command line: a file in; profiles, table, figure and record out; resume to the same bytes; clear errors."""
 
+import importlib.util
 import json
 import os
 import random
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 from models.data import Profiles
 
@@ -46,6 +48,14 @@ def run(*arguments, check=True, env=None):
     return done
 
 
+def inside(*arguments):
+    """The script in this process, where what it compiles may have been compiled before."""
+    spec = importlib.util.spec_from_file_location("run_attack", ROOT / "scripts" / "run_attack.py")
+    sys.modules["run_attack"] = script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    script.main(tyro.cli(script.Options, args=arguments))
+
+
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
     """A file of ratings with names of its own."""
@@ -57,7 +67,7 @@ def table(tmp_path_factory):
     return ["--data", str(path), "--user-column", "who", "--item-column", "what", "--rating-column", "stars"]
 
 
-def test_end_to_end_and_judged_again(table, tmp_path):
+def test_end_to_end_and_judged_again(table, tmp_path, capsys):
     out = tmp_path / "out"
     done = run(*table, *SMALL, "--steps", "3", "--seeds", "2", "--out", str(out))
     assert "target HR@5" in done.stdout
@@ -75,8 +85,8 @@ def test_end_to_end_and_judged_again(table, tmp_path):
     assert again.stderr.count("done before") == 2
     assert {file.name: file.read_bytes() for file in files} == before
     victim = ["--victim", "als,sweeps=2,factors=4", "--k", "5"]
-    judged = run(*table, "--profiles", str(files[0]), *victim, "--out", str(tmp_path / "judged"))
-    assert "als,sweeps=2" in judged.stdout.replace("\n", "")
+    inside(*table, "--profiles", str(files[0]), *victim, "--out", str(tmp_path / "judged"), "--quiet")
+    assert "als,sweeps=2" in capsys.readouterr().out.replace("\n", "")
     record, table_, picture = (
         next((tmp_path / "judged").glob(f"*.{kind}")) for kind in ("json", "md", "png")
     )
@@ -104,12 +114,8 @@ def test_end_to_end_and_judged_again(table, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
-    """In this process, since ten interpreters are slow: the script's own main, with its own error line."""
-    script = _script()
-    import tyro
-
     with pytest.raises((ValueError, TypeError, FileNotFoundError, SystemExit), match=message):
-        script.main(tyro.cli(script.Options, args=[*arguments, "--out", str(tmp_path / "out"), "--quiet"]))
+        inside(*arguments, "--out", str(tmp_path / "out"), "--quiet")
     assert not list(tmp_path.rglob("*.npz"))
 
 
@@ -117,16 +123,6 @@ def test_unknown_option_is_an_error():
     done = run("--no-such-option", check=False)
     assert done.returncode != 0
     assert "no-such-option" in done.stderr + done.stdout
-
-
-def _script():
-    import importlib.util
-
-    spec = importlib.util.spec_from_file_location("run_attack", ROOT / "scripts" / "run_attack.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["run_attack"] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.mark.slow

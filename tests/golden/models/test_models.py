@@ -251,7 +251,7 @@ def test_scores_of_those_that_count(x64, case):
     close(scores(jnp.asarray(stored.x)), stored.scores)
 
 
-@pytest.mark.parametrize("case", ["pcmf-centered", *rarely("pcmf-plain")])
+@pytest.mark.parametrize("case", ["pcmf-plain", *rarely("pcmf-centered")])
 def test_a_run_of_pcmf(x64, key, case):
     stored = golden(case)
     model, train = registry.make("pcmf", **stored.meta["config"]), interactions(stored)

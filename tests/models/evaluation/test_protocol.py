@@ -126,6 +126,7 @@ def assert_equal(a, b):
     jax.tree.map(check, a, b)
 
 
+@pytest.mark.slow
 def test_every_block_size_gives_the_same_bytes(world):
     table, train, test, targets = world
     results = [

@@ -62,6 +62,7 @@ def test_a_planted_explanation_is_found_and_true(fitted):
     assert np.all(seen.rank[1] < 2)
 
 
+@pytest.mark.slow
 def test_an_item_of_the_list_is_explained_at_its_rank(fitted):
     """By the predicted scores k items are above it then; an item that is not in the list has no explanation."""
     lists = np.asarray(top_k(fitted, jnp.arange(21), 4, exclude=TRAIN))

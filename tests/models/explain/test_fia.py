@@ -102,6 +102,7 @@ def test_ridge_without_a_row_is_exact_up_to_its_leverage(x64):
     )  # each row its share
 
 
+@pytest.mark.slow
 def test_a_click_less_of_a_weighted_ridge(x64):
     """WRMF with its items held is convex in a user: influence orders the refits as they are."""
     train = clicks(users=7, items=24)
@@ -344,6 +345,7 @@ RECENT = dataclasses.replace(
 """A small recommender with NCR's data: it reads the latest clicks by time and draws for every click."""
 
 
+@pytest.mark.slow
 def test_what_goes_is_what_is_named_and_the_others_draw_the_same():
     """The prepared data are in another order than the training data, and scores and loss read of it."""
     train, user, items, key = clicks(), jnp.array(4), jnp.arange(3), jax.random.key(0)
