@@ -31,6 +31,7 @@ from defenses.filtering import filtered, soft_filter
 from defenses.helped import apt_surrogate
 from experiments import report
 from experiments.crafts import crafted
+from experiments.paired import gap
 from experiments.papers import rapu
 from experiments.pipeline import Case, measured, poisoned
 from experiments.record import Record
@@ -67,7 +68,8 @@ ATTACKS = (
 ADAPTIVE = ("adaptive", "adaptive-rapu-g", "adaptive-held")
 HELD = ("apt", "apt-rand")
 FILTERS = ("knn", "pca", "popularity", "duplicate")
-DEFENSES = ("none", "at", "apt", "apt-rand", "apt-cg", *(f"filter:{name}" for name in FILTERS))
+TRAINED = ("at", "apt", "apt-rand", "apt-cg")
+DEFENSES = ("none", *TRAINED, *(f"filter:{name}" for name in FILTERS))
 FRACTION, LEVEL, K = 0.03, 0.05, 50
 REASONS = (
     'apt follows the plain gradient (`solver="identity"`); apt-cg is APT as it comes (`solver="cg"`), its damping '
@@ -247,6 +249,7 @@ def table(records: list[Record], folder: Path) -> Report:
         "victim): AT's change and its answers, APT's helpful users renewed in the surrogate's training (held: those of "
         "one training), the soft side of the filter's detector with the cut of the attacker's view",
         *REASONS,
+        *_paired(records),
         *_broken(recall),
         *_helped(records),
         *_kept(records),
@@ -259,6 +262,28 @@ def table(records: list[Record], folder: Path) -> Report:
         notes,
         [_picture(grid, next(iter(_areas(records)), ""), folder)],
     )
+
+
+def _paired(records: list[Record]) -> list[str]:
+    """What each defense of the training changes, attack by attack, on the seeds that both have."""
+    hits: dict[tuple[str, str, str], dict[int, float]] = {}
+    for record in records:
+        if "victim" in record.result:
+            place = record.spec.get("victim", VICTIMS[0]), record.spec["attack"], record.spec["defense"]
+            hits.setdefault(place, {})[record.spec["seed"]] = record.result["victim"]["hr_any"]
+    said = []
+    for victim in VICTIMS:
+        for defense in TRAINED:
+            gaps = {
+                attack: gap(hits.get((victim, attack, defense), {}), hits.get((victim, attack, "none"), {}))
+                for attack in ATTACKS
+                if attack not in ADAPTIVE
+            }
+            shown = [f"{attack} {each.said(3)}" for attack, each in gaps.items() if each]
+            said += (
+                [f"{victim}, {defense} minus no defense, paired by seed: {', '.join(shown)}"] if shown else []
+            )
+    return said
 
 
 def _broken(recall: dict[tuple[str, str, str], list[float]]) -> list[str]:

@@ -515,6 +515,11 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert "best detector on average over these attacks (known only afterwards): knn, area 0.90" in made.notes
     helped = next(note for note in made.notes if note.startswith("apt: a helpful user"))
     assert "50 items" in helped
+    paired = next(
+        note for note in made.notes if note.startswith("NCF, apt minus no defense, paired by seed: ")
+    )
+    assert "none -0.080 [-0.080, -0.080] below, random -0.080" in paired
+    assert "adaptive" not in paired  # another attack against each defense
     assert "apt-cg, WRMF: 54 of 108 renewals met negative curvature and took the plain gradient" in made.notes
     assert made.pictures[0].stat().st_size > 1000
     assert "recommends nothing" not in "\n".join(made.notes)
