@@ -1,4 +1,4 @@
-"""The black-box protocol: three adapters that agree, the query counter, explanations, and an attack that plays."""
+"""The black-box protocol: three adapters that agree, the query counter, explanations."""
 
 import json
 import urllib.error
@@ -9,7 +9,6 @@ import pytest
 
 import attacks
 from attacks.blackbox import OverBudget, Unexplained
-from models import external
 from models.data import Interactions, Profiles, new_items
 from models.itempop import itempop
 
@@ -123,67 +122,3 @@ def test_a_box_refuses(boxes, train, key):
     with pytest.raises(ValueError, match="limit is 0"):
         attacks.Retrained(popular, train, TARGETS, key, candidates=4, limit=0)
     assert ours.queries == numpy.queries == 0
-
-
-@pytest.mark.slow
-def test_an_attack_plays_against_another_library(train, key):
-    """Nearest neighbors of `implicit`: every trial is a training of the library."""
-    pytest.importorskip("implicit")
-    victim = external.implicit_knn(neighbors=5)
-    box = attacks.Retrained(
-        lambda data, query: external.fit(victim, data, query).scores, train, TARGETS, key, candidates=6, k=3
-    )
-    learner = attacks.poisonrec_learner(fakes=2, clicks=4, sets=3, steps=2, width=4)
-    played = attacks.play(learner, box, key, train.popularity(), TARGETS)
-    assert box.queries == learner.threat.queries == 6
-    played.profiles.validate(clicks=4, fakes=2)
-    assert {name: len(values) for name, values in played.history.items()} == dict.fromkeys(
-        ("loss", "mean_reward", "best_reward", "target_share"), 2
-    )
-    box.inject(played.profiles)
-    assert box.recnum() == played.history["best_reward"].max()
-
-
-@pytest.mark.slow
-def test_playing_is_asking_and_telling_with_demotion_as_the_negative(train, key):
-    class Witness(attacks.Retrained):
-        seen = ()
-
-        def inject(self, profiles):
-            self.seen = (*self.seen, profiles)
-            super().inject(profiles)
-
-    learner = attacks.poisonrec_learner(fakes=2, clicks=20, sets=3, steps=5, width=4, goal="demote")
-    box = Witness(popular, train, TARGETS, key, candidates=None, k=4)
-    told = []
-    played = attacks.play(learner, box, key, train.popularity(), TARGETS, steps=2, progress=told.append)
-    assert box.queries == 6  # three a step
-    assert [block.done for block in told] == [0, 1, 2]
-    worth = []
-    for trial in box.seen[:6]:
-        trial.validate(clicks=20, fakes=2)
-        box.inject(trial)
-        worth.append(-box.recnum())
-    assert min(worth) < max(worth)
-    np.testing.assert_allclose(played.history["mean_reward"], np.reshape(worth, (2, 3)).mean(1))
-    np.testing.assert_array_equal(played.profiles.clicks, box.seen[int(np.argmax(worth))].clicks)
-
-
-@pytest.mark.parametrize(
-    ("fakes", "change", "match"),
-    [
-        (0.2, {}, "give users="),
-        (0.2, {"targets": [99], "users": 10}, "outside"),
-        (0.2, {"users": -7}, "users is -7; expected an integer >= 1"),
-        (2, {"users": -7}, "users is -7; expected an integer >= 1"),
-        (2, {"users": 10}, "no fraction of them: leave users= out"),
-        (2, {"steps": 5}, "appgrad was made to ask 2 times, 4 queries in all: give steps <= 2"),
-        (2, {"steps": 0}, "steps is 0; expected an integer >= 1, or None for all 2"),
-        (2, {"steps": 1.0}, "steps is 1.0; expected"),
-    ],
-)
-def test_play_refuses_before_the_first_query(train, key, boxes, fakes, change, match):
-    learner = attacks.appgrad_learner(fakes=fakes, clicks=4, queries=4, directions=1)
-    with pytest.raises(ValueError, match=match):
-        attacks.play(learner, boxes[1], key, train.popularity(), **{"targets": TARGETS} | change)
-    assert boxes[1].queries == 0
