@@ -99,8 +99,9 @@ class Records:
         )
 
     def __iter__(self) -> Iterator[Record]:
-        """All records, in the order of their file names."""
-        return (_read(path) for path in sorted(self.folder.glob("*-????????????.json")))
+        """All records, seed after seed and within a seed in the order of their file names."""
+        found = [_read(path) for path in sorted(self.folder.glob("*-????????????.json"))]
+        return iter(sorted(found, key=lambda record: record.spec.get("seed", 0)))
 
     def select(self, **wanted: Any) -> list[Record]:
         """The records whose spec has these values."""

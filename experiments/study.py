@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -65,7 +66,7 @@ def work(
         study: what to run.
         records: where records lie and go.
         quick: the short list of cells.
-        hours: skip a cell that is not expected to fit; None: no limit. See `expected`.
+        hours: skip a cell that is not expected to fit; None: no limit. See `Expectation`.
         say: told one line a cell.
         only: values that a cell's spec must have, as text; None: all cells.
         again: run cells that have a record once more, and replace it.
@@ -84,8 +85,8 @@ def work(
     fresh = 60 * study.minutes[quick] / len(study.cells(quick))
     began, skipped, done = time.perf_counter(), 0, 0
     for number, spec in enumerate(todo):
-        known = list(records)
-        if hours is not None and time.perf_counter() - began + expected(spec, known, fresh) > 3600 * hours:
+        expected = Expectation(records, fresh)
+        if hours is not None and time.perf_counter() - began + expected(spec) > 3600 * hours:
             skipped += 1
             continue
         start = time.perf_counter()
@@ -100,7 +101,7 @@ def work(
             say(f"another worker is at {_text(spec)}")
             continue
         done += 1
-        left = sum(expected(rest, list(records), fresh) for rest in todo[number + 1 :])
+        left = sum(map(expected, todo[number + 1 :]))
         say(f"[{number + 1}/{len(todo)}] {_text(spec)}: {seconds:.0f} s, about {left / 60:.0f} min left")
     if skipped:
         say(f"time is up; {skipped} cells left. The same command goes on where this one stopped")
@@ -136,12 +137,28 @@ def chosen(cells: list[Spec], only: Mapping[str, str] | None) -> list[Spec]:
     return found
 
 
-def expected(spec: Spec, records: Iterable[Record], fresh: float) -> float:
-    """Seconds a cell will take: the median of cells that differ in the seed only, else of all, else `fresh`."""
-    timed = [(record.spec, record.about["seconds"]) for record in records if "seconds" in record.about]
-    same = [seconds for other, seconds in timed if {**other, "seed": 0} == {**spec, "seed": 0}]
-    found = same or [seconds for _, seconds in timed]
-    return statistics.median(found) if found else fresh
+class Expectation:
+    """Seconds a cell will take: the median of cells that differ in the seed only, else of all, else `fresh`.
+
+    >>> Expectation([], 60.0)({"seed": 0})
+    60.0
+    """
+
+    def __init__(self, records: Iterable[Record], fresh: float):
+        self._like: dict[str, list[float]] = {}
+        for record in records:
+            if "seconds" in record.about:
+                self._like.setdefault(self._kind(record.spec), []).append(record.about["seconds"])
+        every = [seconds for found in self._like.values() for seconds in found]
+        self._other = statistics.median(every) if every else fresh
+
+    def __call__(self, spec: Mapping[str, Any]) -> float:
+        found = self._like.get(self._kind(spec))
+        return statistics.median(found) if found else self._other
+
+    @staticmethod
+    def _kind(spec: Mapping[str, Any]) -> str:
+        return json.dumps({**spec, "seed": 0}, sort_keys=True)
 
 
 def _text(spec: Spec) -> str:

@@ -22,6 +22,15 @@ def test_put_get_select(tmp_path):
     assert records.get(SPEC).about["commit"] == commit()
 
 
+def test_records_come_seed_after_seed(tmp_path):
+    """So that a page prints two seeds' values in the same order in every row."""
+    records = Records(tmp_path)
+    for seed in (5, 3, 0, 4, 1, 2):
+        for how in ("a", "b"):
+            records.put({"study": "demo", "seed": seed, "how": how}, {})
+    assert [record.spec["seed"] for record in records] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
 def test_a_record_without_a_commit_is_read(tmp_path):
     """Those from before it was kept."""
     records = Records(tmp_path)

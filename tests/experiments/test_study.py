@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from experiments.record import Record, Records
-from experiments.study import Report, Study, expected, work
+from experiments.study import Expectation, Report, Study, work
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -76,9 +76,9 @@ def test_the_cells_of_a_twin_are_copied_with_where_they_ran(tmp_path):
 def test_what_a_cell_will_take():
     record = lambda seconds, **spec: Record({"study": "s", **spec}, {}, {"seconds": seconds})
     records = [record(1.0, how="a", seed=0), record(3.0, how="a", seed=1), record(50.0, how="b", seed=0)]
-    assert expected({"study": "s", "how": "a", "seed": 7}, records, 9.0) == 2.0
-    assert expected({"study": "s", "how": "c", "seed": 0}, records, 9.0) == 3.0
-    assert expected({"study": "s", "how": "c", "seed": 0}, [], 9.0) == 9.0
+    assert Expectation(records, 9.0)({"study": "s", "how": "a", "seed": 7}) == 2.0
+    assert Expectation(records, 9.0)({"study": "s", "how": "c", "seed": 0}) == 3.0
+    assert Expectation([], 9.0)({"study": "s", "how": "c", "seed": 0}) == 9.0
 
 
 WORKER = """
