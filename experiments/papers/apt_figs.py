@@ -181,7 +181,7 @@ def figs_report(records: list[Record], folder: Path) -> Report:
             if plain is not None and origin is not None and defense != "none":
                 ri = _improvement(values, plain, origin)
             shown = report.interval(values.tolist(), 4, "mean")
-            rows.append([name, data, attack, kind, defense, f"{at:.0%}", shown, ri])
+            rows.append([name, data, attack, kind, defense, f"{at:.0%}", str(len(values)), shown, ri])
     usual = ", ".join(f"{WORLDS[data].table} {WORLDS[data].size:.0%}" for data in (*SMALL, *LARGE))
     notes = [
         "size: fake users, helpers: helpful users, both as a share of the real ones; mean target hr_mean@50 (Yelp: "
@@ -192,7 +192,7 @@ def figs_report(records: list[Record], folder: Path) -> Report:
         "the paper does not say in print which attacks its figures show, besides AUSH on Yelp; ours: Average and AUSH",
         *_missing(sweeps, clean),
     ]
-    header = ["sweep", "data", "attack", "targets", "defense", "at", "target HR", "RI"]
+    header = ["sweep", "data", "attack", "targets", "defense", "at", "seeds", "target HR", "RI"]
     return Report("APT, Figs. 2 and 3", header, rows, notes, [_picture(sweeps, clean, folder)])
 
 

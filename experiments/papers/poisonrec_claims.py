@@ -106,13 +106,14 @@ def gains(places: Places) -> list[str]:
             if against is not None:
                 why = "above" if against.verdict == "above" else _cause(name, ranker, of, against)
                 said[name][why].append(f"{data} {ranker}")
-        row = [*(_told(each) for each in gaps.values()), _lead(value), *habits(of["PoisonRec"])]
+        rivals = _told(gap(value["PoisonRec"], value["AppGrad"]))
+        row = [*(_told(each) for each in gaps.values()), _lead(value), rivals, *habits(of["PoisonRec"])]
         if set(row) != {"-"}:
             rows.append([data, ranker, *row])
     if not rows:
         return []
     header = ["data", "ranker", *(f"{name} minus Random" for name in LEARNERS)]
-    header += ["PoisonRec minus the best that asks nothing", *HABITS]
+    header += ["PoisonRec minus the best that asks nothing", "PoisonRec minus AppGrad", *HABITS]
     table = "\n".join(f"  {line}" for line in report.markdown(header, rows).splitlines())
     lines = [
         f"{name} minus Random: " + "; ".join(f"{why}: {', '.join(at)}" for why, at in found.items() if at)
