@@ -333,7 +333,10 @@ def test_poisonrec_says_who_beats_random_and_why_others_do_not():
     table = notes[0].splitlines()[2:]
     assert len(table) == 2 + 6  # no row of one heuristic alone
     assert table[5].startswith("  | steam | BPR | +1 (1 seed) | - | - | Random: +1 (1 seed) | - ")
-    assert "-50 [-50, -50] below | +250 (2 seeds) | - | Random: -50 [-50, -50] below | -300 (2 seeds)" in table[6]
+    assert (
+        "-50 [-50, -50] below | +250 (2 seeds) | - | Random: -50 [-50, -50] below | -300 (2 seeds)"
+        in table[6]
+    )
     assert poisonrec_claims.gains(poisonrec._places(found[-1:])) == []
     assert poisonrec._row("steam", "NeuMF", poisonrec._places(found)["steam", "NeuMF"])[2] == "2 to 3"
 
