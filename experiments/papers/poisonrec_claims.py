@@ -36,6 +36,7 @@ CAUSES = {
     UNKNOWN: "",
 }
 """Why an attack is not above Random for sure, and what is meant."""
+BEST = ("PoisonRec, best set", "minus AppGrad, best sets")
 Places = dict[tuple[str, str], dict[str, list[Record]]]
 """The records of each ranker of a data set, by attack."""
 
@@ -106,14 +107,13 @@ def gains(places: Places) -> list[str]:
             if against is not None:
                 why = "above" if against.verdict == "above" else _cause(name, ranker, of, against)
                 said[name][why].append(f"{data} {ranker}")
-        rivals = _told(gap(value["PoisonRec"], value["AppGrad"]))
-        row = [*(_told(each) for each in gaps.values()), _lead(value), rivals, *habits(of["PoisonRec"])]
+        row = [*(_told(each) for each in gaps.values()), _lead(value), *_best(of), *habits(of["PoisonRec"])]
         if set(row) != {"-"}:
             rows.append([data, ranker, *row])
     if not rows:
         return []
     header = ["data", "ranker", *(f"{name} minus Random" for name in LEARNERS)]
-    header += ["PoisonRec minus the best that asks nothing", "PoisonRec minus AppGrad", *HABITS]
+    header += ["PoisonRec minus the best that asks nothing", *BEST, *HABITS]
     table = "\n".join(f"  {line}" for line in report.markdown(header, rows).splitlines())
     lines = [
         f"{name} minus Random: " + "; ".join(f"{why}: {', '.join(at)}" for why, at in found.items() if at)
@@ -152,6 +152,12 @@ def _lead(value: dict[str, dict[int, float]]) -> str:
         return "-"
     best = min(known, key=lambda name: known[name].mean)
     return f"{best}: {_told(known[best])}"
+
+
+def _best(of: dict[str, list[Record]]) -> list[str]:
+    """The best set that PoisonRec met while it learned, and its lead on AppGrad's: the cells of `BEST`."""
+    ours, theirs = ({r.spec["seed"]: r.result["best"] for r in of[name]} for name in ("PoisonRec", "AppGrad"))
+    return [report.interval(list(ours.values()), 0, "mean"), _told(gap(ours, theirs))]
 
 
 def _told(found: Gap | None) -> str:
