@@ -125,9 +125,10 @@ class State(NamedTuple):
 def against(learner: AskTell, box: Environment, config: Mapping[str, Any]) -> Attack:
     """An `Attack`: a learner that plays against an environment; pure, so that all of it compiles.
 
-    Its state holds the environment's world, so `attacks.run` snapshots both. A world whose targets are not those of the
-    call gives NaN rewards, which the driver reports. To the learner's metrics it adds `lost`, see
-    `attacks.environment.Outcome`: above 0, the rewards are those of a system that the update broke.
+    Its state holds the environment's world, so `attacks.run` snapshots both. A call for other targets than those of the
+    environment's world is refused; inside `jit`, where they cannot be seen, it gives NaN rewards. To the learner's
+    metrics it adds `lost`, see `attacks.environment.Outcome`: above 0, the rewards are those of a system that the
+    update broke.
 
     Args:
         learner: such as from `poisonrec_learner`.
@@ -158,4 +159,6 @@ def against(learner: AskTell, box: Environment, config: Mapping[str, Any]) -> At
         return Profiles.from_clicks(learner.best(state.own).clicks, targets, items=train.items)
 
     show = ("mean_reward", "best_reward", "target_share")
-    return Attack(learner.name, config, learner.threat, learner.steps, init, step, finish, False, show)
+    return Attack(
+        learner.name, config, learner.threat, learner.steps, init, step, finish, False, show, only=box.targets
+    )

@@ -43,6 +43,7 @@ class Attack:
         starts: `True` if the attack starts from rows, so that `initial=` is allowed.
         show: metrics that a progress display shows, in order.
         tests: `True` if it trains a recommender whose lists are held against `test`, so that `test=` is allowed.
+        only: targets of the one world that it plays in, `(T,)`: a call for others is refused; `None`: any.
 
     >>> import attacks
     >>> import jax.numpy as jnp
@@ -64,6 +65,7 @@ class Attack:
     starts: bool = False
     show: tuple[str, ...] = ()
     tests: bool = False
+    only: Int[np.ndarray, " T"] | None = None
 
     def __call__(
         self,
@@ -87,7 +89,7 @@ class Attack:
         Raises:
             TypeError, ValueError: see `attacks.checks.check`.
         """
-        targets = check(self.threat, key, train, targets, initial=initial, starts=self.starts)
+        targets = check(self.threat, key, train, targets, initial=initial, starts=self.starts, only=self.only)
         return _profiles(self, key, train, targets, initial)
 
     def trace(
@@ -113,7 +115,9 @@ class Attack:
             TypeError, ValueError: see `attacks.checks.check`.
         """
         check_test(self, test)
-        targets = check(self.threat, key, train, targets, initial=initial, starts=self.starts, test=test)
+        targets = check(
+            self.threat, key, train, targets, initial=initial, starts=self.starts, only=self.only, test=test
+        )
         return _traced(self, key, train, targets, initial, test)
 
     def __repr__(self) -> str:

@@ -82,7 +82,8 @@ class JaxBox:
     """A recommender of `models` in an environment, as a black box.
 
     Args:
-        environment: from `attacks.environment`; says how it is updated and what is offered.
+        environment: from `attacks.environment`; says how it is updated, what is offered, and, with `users=`, from how
+            many users, drawn anew for each injection, `recnum` is estimated.
         train: the clean interactions, track "sequence".
         targets: ids of the targets.
         key: decides the clean training, the candidates and every update.
@@ -116,6 +117,7 @@ class JaxBox:
         explainer: Explainer | None = None,
     ):
         for_world, self._key = jax.random.split(key)
+        self._environment = environment
         self._fakes, self._counter, self._explainer = fakes, _Counter(limit), explainer
         self._items = train.items
         self._targets = jnp.asarray(targets, jnp.int32)
@@ -145,17 +147,15 @@ class JaxBox:
         self._tuned = self._learn(self._world, profiles.clicks, key)
 
     def recommend(self, users: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B K"]:
-        """What is shown to users, of what they are offered; a user that is not counted is an error."""
-        ranked = np.asarray(self._world.offer.users)
-        row = np.searchsorted(ranked, users)
-        known = ranked[np.minimum(row, len(ranked) - 1)] == users
-        if not np.all(known):
-            raise ValueError(f"user {np.asarray(users)[~known][0]} is not among those the environment counts")
-        return np.asarray(self._lists(self._world, self._tuned))[row]
+        """What is shown to users, of what they are offered."""
+        asked = _among(users, self._world.offer.users.shape[0])
+        return np.asarray(self._lists(self._world, self._tuned))[asked]
 
     def recnum(self) -> float:
         """The reward of what was injected last; before any injection that of the clean system."""
-        return float(self._count(self._world, self._tuned).recnum)
+        for_readers = jax.random.fold_in(jax.random.fold_in(self._key, self.queries), 1)
+        rows = self._environment.readers(self._world, for_readers)
+        return float(self._count(self._world, self._tuned, rows).recnum)
 
     def explain(self, user: int, item: int) -> Int[np.ndarray, " E"]:
         """What the explainer says."""
@@ -232,10 +232,8 @@ class Retrained:
 
     def recommend(self, users: Int[np.ndarray, " B"]) -> Int[np.ndarray, "B K"]:
         """The best of what each user is offered and has not clicked."""
-        asked = np.asarray(users)
-        if asked.size and not 0 <= asked.min() <= asked.max() < self._train.users:
-            raise ValueError(f"users {asked.min()}..{asked.max()}; the system has 0..{self._train.users - 1}")
-        return np.asarray(_best(self._scores, self._train, self._targets, self._offered, self._k))[users]
+        asked = _among(users, self._train.users)
+        return np.asarray(_best(self._scores, self._train, self._targets, self._offered, self._k))[asked]
 
     def recnum(self) -> float:
         """How often targets are among them."""
@@ -274,6 +272,14 @@ def _best(
         return jnp.where(jnp.take_along_axis(there, item, axis=1), item, -1)
 
     return over_users(lambda users: table[users], train, read)
+
+
+def _among(users: Any, count: int) -> np.ndarray:
+    """The ids as an array, once they are known to be of real users."""
+    asked = np.asarray(users)
+    if asked.size and not 0 <= asked.min() <= asked.max() < count:
+        raise ValueError(f"users {asked.min()}..{asked.max()}; the system has 0..{count - 1}")
+    return asked
 
 
 def _explained(explainer: Explainer | None, state: Any, user: int, item: int) -> np.ndarray:

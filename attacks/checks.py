@@ -27,6 +27,7 @@ def check(
     *,
     initial: Float[ArrayLike, "F I"] | None = None,
     starts: bool = True,
+    only: Int[np.ndarray, " T"] | None = None,
     test: Interactions | None = None,
 ) -> Int[Array, " T"]:
     """Refuse on the host what the attack cannot work on; values are looked at only where they are concrete.
@@ -35,16 +36,16 @@ def check(
         threat: what the attack may do.
         key, train, targets, initial, test: as in `Attack.trace`.
         starts: whether the attack starts from rows, so that `initial` is allowed.
+        only: the targets it is tied to; `None`: none.
 
     Returns:
         The targets as an `int32` array.
 
     Raises:
         TypeError: the key is not one typed key, the targets are not integers, or `train` is not `Interactions`.
-        ValueError: targets empty (on availability: not empty), repeated or out of range; a budget above the number of
-            other items; another track;
-            initial rows of the wrong shape, not binary, or for an attack that does not start from rows; a test set of
-            other users or items.
+        ValueError: targets empty (on availability: not empty), repeated, out of range or others than `only`; a budget
+            above the number of other items; another track; initial rows of the wrong shape, not binary, or for an
+            attack that does not start from rows; a test set of other users or items.
 
     Reference: none.
 
@@ -66,6 +67,10 @@ def check(
             "convert the interactions explicitly first"
         )
     targets = _check_targets(targets, train.items, threat.goal)
+    if only is not None and is_concrete(targets) and not np.array_equal(targets, only):
+        raise ValueError(
+            f"targets are {np.asarray(targets)}, but the environment's world has {only}: give these, or open another"
+        )
     budget = threat.budget
     if budget is not None and budget > train.items - targets.size:
         raise ValueError(

@@ -79,7 +79,9 @@ def run(
     Profiles(2 fakes x 6 items, implicit, rows)
     """
     check_test(attack, test)
-    targets = check(attack.threat, key, train, targets, initial=initial, starts=attack.starts, test=test)
+    targets = check(
+        attack.threat, key, train, targets, initial=initial, starts=attack.starts, only=attack.only, test=test
+    )
     data = {"key": key, "train": train, "targets": targets, "initial": initial, "test": test}
     if progress is True and attack.steps:
         sys.stderr.write(f"{attack.name}: preparing\n")  # some train a surrogate before their first step

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int, Key
 
@@ -70,6 +71,7 @@ class Environment:
         sample: users drawn for each reward, who stand for all; None: all are counted.
         block: users read at a time.
         at_once: sets of sequences judged side by side.
+        targets: of the world that `at` has fixed; None: any.
 
     What is asked of a world is compiled once for an environment and shapes, also outside of `jit`.
     """
@@ -82,6 +84,7 @@ class Environment:
     sample: int | None
     block: int
     at_once: int
+    targets: Int[np.ndarray, " T"] | None = None
 
     @functools.partial(jax.jit, static_argnums=0)
     def judge(self, world: World, clicks: Int[Array, "N T"], key: Key[Array, ""]) -> Outcome:
@@ -92,15 +95,20 @@ class Environment:
     def rewards(self, world: World, clicks: Int[Array, "M N T"], key: Key[Array, ""]) -> Outcome:
         """RecNum of M sets, each from the clean ranker, in one call; fields `(M,)`. All are read by the same users."""
         for_users, for_updates = jax.random.split(key)
-        rows, every = None, world.offer.users.shape[0]
-        if self.sample is not None:
-            rows = jnp.sort(jax.random.choice(for_users, every, (self.sample,), replace=False))
+        rows = self.readers(world, for_users)
 
         def one(given):
             clicks, key = given
             return self.count(world, self.ranker.update(world.base, clicks, key), rows)
 
         return lax.map(one, (clicks, jax.random.split(for_updates, clicks.shape[0])), batch_size=self.at_once)
+
+    def readers(self, world: World, key: Key[Array, ""]) -> Int[Array, " n"] | None:
+        """The rows of the offer that a reward is counted from, `sample` of them drawn by the key; None: all."""
+        if self.sample is None:
+            return None
+        every = world.offer.users.shape[0]
+        return jnp.sort(jax.random.choice(key, every, (self.sample,), replace=False))
 
     @functools.partial(jax.jit, static_argnums=0)
     def clean(self, world: World) -> Outcome:
@@ -145,7 +153,8 @@ class Environment:
         The world's digest joins the configuration, so that records tell two of them apart.
         """
         config = {**self.config, "world": digest(jax.tree.leaves(world))}
-        return dataclasses.replace(self, config=config, open=lambda key, train, targets, fakes: world)
+        fixed = lambda key, train, targets, fakes: world
+        return dataclasses.replace(self, config=config, open=fixed, targets=np.asarray(world.targets))
 
     def _blocks(
         self, world: World, read: Callable[..., Array], rows: Int[Array, " n"] | None = None

@@ -30,6 +30,7 @@ from attacks.fillers import most_clicked, share_of
 from attacks.reasoner import reasoner
 from attacks.refit import Refit, learned, with_room
 from attacks.threat import Goal, ThreatModel, fixed
+from attacks.tracks import one_track
 from models import ncr
 from models.data import Interactions, Profiles
 from models.recommender import Recommender, counts, given, numbers
@@ -46,6 +47,7 @@ class State(NamedTuple):
     key: Key[Array, ""]
 
 
+@one_track("implicit", "hcars chooses sets of items, which have no order")
 def hcars(
     surrogate: Recommender | None = None,
     *,

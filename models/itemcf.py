@@ -14,6 +14,7 @@ from __future__ import annotations
 from functools import partial
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
@@ -70,8 +71,9 @@ def itemcf(*, neighbors: int = 50) -> Recommender:
 
     Reference: RevAdv (RecSys 2020), section 4.1, and its released code.
 
-    **Differs from the paper:** an item without clicks is like nothing (0/0 in the code). A fake row counts as clicked
-    where it is above 0: nothing here is differentiable in it.
+    **Differs from the paper:** an item without clicks is like nothing (0/0 in the code). A relaxed fake row clicks as
+    much as its values say, `|N_i and N_j| = sum_u x_ui x_uj`, so that scores are differentiable in it, while which
+    neighbors are kept stays as it is.
 
     >>> data = Interactions.from_arrays([0, 0, 1, 1, 2], [0, 1, 0, 1, 2])
     >>> model = itemcf()
@@ -92,15 +94,15 @@ def embed(params: Any, x: Float[Array, "F I"], data: Data, *, neighbors: int) ->
     """The nearest items of each item, a block of items at a time: memory does not follow the square of the items."""
     observed, items = data.cells.observed, data.cells.shape[1]
     assert observed is not None
-    fakes = (lax.stop_gradient(x) > 0).astype(data.sound.dtype)
     clicks = sorted_by_weight(observed)
-    popular = jnp.diff(observed.col_start).astype(fakes.dtype) + jnp.sum(fakes, 0)
+    popular = jnp.diff(observed.col_start).astype(x.dtype) + jnp.sum(x, 0)
     keep = min(neighbors, items)
     size = max(1, min(items, CELLS // items))
 
+    @jax.checkpoint  # a gradient in x counts again: all similarities would be I^2 numbers
     def nearest(first):
         block = jnp.minimum(first + jnp.arange(size), items - 1)
-        both = together(clicks, first, size).astype(fakes.dtype) + fakes.T[block] @ fakes
+        both = together(clicks, first, size).astype(x.dtype) + x.T[block] @ x
         either = popular[block][:, None] + popular - both
         alike = jnp.where(either > 0, both / jnp.where(either > 0, either, 1), 0)
         alike = alike.at[jnp.arange(size), block].set(0)

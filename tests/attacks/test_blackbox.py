@@ -1,5 +1,6 @@
 """The black-box protocol: three adapters that agree, the query counter, explanations."""
 
+import itertools
 import json
 import urllib.error
 import urllib.request
@@ -80,6 +81,26 @@ def test_the_adapters_are_the_same_system_and_count_queries(boxes, train):
     assert not any((user, item) in seen for user, row in enumerate(found[0].tolist()) for item in row)
 
 
+def test_a_sampled_environment_estimates_from_users_drawn_anew(train, key):
+    """Of targets that some users are shown: multiples of U / n, another sample an injection, the true mean."""
+    sampled = attacks.environment(itempop(), candidates=ITEMS, k=4, users=3)
+    box, whole = (attacks.JaxBox(made, train, TARGETS, key, fakes=2) for made in (sampled, ENVIRONMENT))
+    level = int(
+        np.sort(np.bincount(np.asarray(train.item)))[::-1][3]
+    )  # as popular as the fourth: shown to some
+    weak = profiles([12] * level + [13] * (20 - level), [14] * 20)
+    told = []
+    for _ in range(40):
+        for each in (box, whole):
+            each.inject(weak)
+        told.append(box.recnum())
+        assert box.recnum() == told[-1]  # what was injected has one estimate
+    truth = whole.recnum()
+    np.testing.assert_allclose(np.array(told) * 3 / USERS, np.round(np.array(told) * 3 / USERS), atol=1e-5)
+    assert len(set(told)) > 1
+    assert abs(np.mean(told) - truth) < 4 * np.std(told) / np.sqrt(len(told))
+
+
 def test_a_service_says_what_is_wrong(train, key):
     box = attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=2)
     with attacks.serve(box, items=ITEMS + 3) as url:
@@ -114,9 +135,9 @@ def test_a_box_refuses(boxes, train, key):
         ours.inject(Profiles.from_clicks([[3], [500]], TARGETS, items=1000))
     with pytest.raises(ValueError, match=r"item -1 is outside|outside 0\.\.14"):
         ours.inject(Profiles.from_clicks([[3], [-1]], TARGETS, items=ITEMS + 3))
-    for users in ([-1], [USERS]):
+    for box, users in itertools.product(boxes, ([-1], [USERS])):
         with pytest.raises(ValueError, match=r"the system has 0\.\.9"):
-            numpy.recommend(np.array(users))
+            box.recommend(np.array(users))
     with pytest.raises(ValueError, match="expected an integer in"):
         attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=0)
     with pytest.raises(ValueError, match="limit is 0"):

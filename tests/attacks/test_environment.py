@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import attacks
 import bilevel
 from attacks import finetune
 from attacks.counted import Offer
@@ -181,6 +182,10 @@ def test_a_fixed_world_is_reused_and_named_in_the_records(popular, train, key):
     fixed = box.at(world)
     assert fixed.open(key, train, TARGET_IDS, FAKES) is world
     assert fixed.config["world"] != box.at(world._replace(base=world.base + 1)).config["world"]
+    attack = attacks.poisonrec(fixed, fakes=FAKES, clicks=3)
+    for call in (attack, attack.trace, lambda *given: attacks.run(attack, *given)):
+        with pytest.raises(ValueError, match="the environment's world has"):
+            call(key, train, TARGET_IDS[::-1])
 
 
 def test_recnum_is_at_most_eight_a_user_and_an_oracle_reaches_it(train, key):

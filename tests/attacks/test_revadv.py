@@ -17,6 +17,7 @@ from attacks.surrogate import hypergradient, make_estimator, respond
 from models import registry
 from models.als import als
 from models.data import Interactions
+from models.data.relations import clusters
 from models.evaluation import evaluate
 from models.itemae import itemae
 from models.wrmf import wrmf
@@ -416,7 +417,28 @@ SURROGATES: dict[str, dict[str, Any]] = {
     "autorec": {"hidden": 4, "epochs": 3, "batch": 6, "by": "user"},
     "lightgcn": SIZES | {"layers": 2},
     "ngcf": SIZES | {"layers": (3, 3)},
+    "itemcf": {"neighbors": 4},
+    "itempop": {},
 }
+ORDERED, RATED, HARD = "the order of", "learns from ratings", "inject hard profiles"
+NO_SURROGATES = {
+    "covisitation": ORDERED,
+    "gru4rec": ORDERED,
+    "mf": RATED,
+    "pcmf": RATED,
+    "ncr": HARD,
+    "rcf": HARD,
+}
+"""Recommenders that rows of clicks cannot be learned through, and what they say."""
+
+
+def test_every_recommender_is_a_surrogate_or_says_why_not(train, key):
+    assert sorted([*SURROGATES, *NO_SURROGATES]) == sorted(registry.names())
+    for name, why in NO_SURROGATES.items():
+        settings = {"relations": clusters(np.arange(ITEMS) % 3)} if name == "rcf" else {}
+        attack = attacks.revadv(registry.make(name, None, **settings), **GOOD)
+        with pytest.raises(ValueError, match=why):
+            attack(key, train, TARGETS)
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import pytest
 import attacks
 from attacks import Ratings, ThreatModel
 from models.data import Interactions, Profiles
+from models.ncr import ncr
 from models.wrmf import wrmf
 from tests.attacks.test_family import FAKES, MEMBERS
 
@@ -95,15 +96,18 @@ def test_every_attack_refuses_data_of_another_track(counting, name):
                 call(jax.random.key(0), train, targets)
 
 
-@pytest.mark.parametrize("factory", [attacks.revadv, attacks.rapu_g, attacks.rapu_r])
-def test_attacks_on_clicks_say_why_they_are_asked_for_another_track_in_vain(factory):
+@pytest.mark.parametrize(
+    ("factory", "surrogate"),
+    [(attacks.revadv, wrmf()), (attacks.rapu_g, wrmf()), (attacks.rapu_r, wrmf()), (attacks.hcars, ncr())],
+)
+def test_attacks_on_clicks_say_why_they_are_asked_for_another_track_in_vain(factory, surrogate):
     why = (
         f"track is 'sequence', but {factory.__name__} .* no order: expected 'implicit'; poisonrec and appgrad"
     )
     with pytest.raises(ValueError, match=why):
-        factory(wrmf(), fakes=2, budget=3, track="sequence", clicks=4)
+        factory(surrogate, fakes=2, budget=3, track="sequence", clicks=4)
     with pytest.raises(ValueError, match=r"'explicit', but .*; pga and tna learn ratings"):
-        factory(wrmf(), fakes=2, budget=3, track="explicit")
-    attack = factory(wrmf(), fakes=2, budget=3, track="implicit")
+        factory(surrogate, fakes=2, budget=3, track="explicit")
+    attack = factory(surrogate, fakes=2, budget=3, track="implicit")
     assert attack.threat.track == "implicit"
     assert "track" not in attack.config

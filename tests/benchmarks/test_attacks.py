@@ -2,6 +2,7 @@
 
 import inspect
 import json
+from pathlib import Path
 
 import pytest
 
@@ -83,3 +84,10 @@ def test_a_craft_is_measured_in_a_process_of_its_own(benchmark):
     assert "error" not in found, found
     assert found["fakes"] == 2
     assert found["seconds"] > 0
+
+
+def test_the_table_of_crafts_is_that_of_the_record(benchmark):
+    """Nothing is typed in: the README's table is what the report makes of the committed run."""
+    folder = Path(benchmark.attacks_report.__file__).parent
+    rows = json.loads((folder / "results" / "attacks.json").read_text())["rows"]
+    assert benchmark.attacks_report.crafts(rows) in (folder / "README.md").read_text()

@@ -114,6 +114,19 @@ def test_itemcf_equals_brute_force(rng, fakes):
     np.testing.assert_allclose(fitted.scores(jnp.arange(9)), X @ S, rtol=1e-5, atol=1e-6)
 
 
+def test_itemcf_is_differentiable_in_a_relaxed_row(rng, x64):
+    """Central differences of a relaxed row's values, which move similarities and not which neighbors are kept."""
+    X, x = (rng.random((9, 8)) < 0.4).astype(float), jnp.asarray(rng.uniform(0.1, 0.9, (2, 8)))
+    model, weight = itemcf.itemcf(neighbors=3), jnp.asarray(rng.normal(size=(9, 8)))
+    data = model.prepare(Interactions.from_dense(X))
+    value = jax.jit(lambda x: jnp.sum(weight * model.scores({}, x, data, jnp.arange(9))))
+    slope = jax.grad(value)(x)
+    ways = jnp.eye(16).reshape(16, 2, 8) * 1e-6
+    central = [(value(x + way) - value(x - way)) / 2e-6 for way in ways]
+    np.testing.assert_allclose(slope.ravel(), central, rtol=1e-6, atol=1e-8)
+    assert np.abs(slope).min() > 0
+
+
 @pytest.mark.parametrize("heavy", [0, 2, 100], ids=["all counted", "both ways", "all multiplied"])
 def test_users_who_clicked_both_are_counted_in_stretches_and_multiplied_in_rows(rng, monkeypatch, heavy):
     """In pieces that are smaller than a user and than the catalog, with users and items without clicks."""

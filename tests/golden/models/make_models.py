@@ -826,14 +826,15 @@ def covisitation(normalization: str) -> None:
 
 
 def itemcf(neighbors: int) -> None:
-    """Jaccard over users and fake users who clicked, the largest of each row kept, summed over a user's clicks."""
-    clicked = np.concatenate([dense(CLICKS).numpy(), X]) > 0
+    """Jaccard over users and fake users, who click by a share; the largest of each row kept, summed over clicks."""
+    clicked = np.concatenate([dense(CLICKS).numpy(), X])
     s = np.zeros((I, I))
     for i in range(I):
         for j in range(I):
-            union = (clicked[:, i] | clicked[:, j]).sum()
+            both = sum(row[i] * row[j] for row in clicked)
+            union = clicked[:, i].sum() + clicked[:, j].sum() - both
             if i != j and union:
-                s[i, j] = (clicked[:, i] & clicked[:, j]).sum() / union
+                s[i, j] = both / union
     for i in range(I):
         worst = np.argsort(-s[i], kind="stable")[neighbors:]
         s[i, worst] = 0
