@@ -49,6 +49,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     )
 
 
+def page(
+    title: str,
+    header: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    notes: Sequence[str],
+    pictures: Sequence[Path],
+    foot: str,
+) -> str:
+    """A page of docs/results: the table, the notes as a list, the pictures beside it, and how it is made."""
+    lines = [f"# {title}", "", markdown(header, rows), "", *(f"- {note}" for note in notes), ""]
+    return "\n".join([*lines, *(f"![{p.stem}]({p.name})" for p in pictures), "", foot, ""])
+
+
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
     """Print a table, numbers to the right, notes below."""
     from rich.console import Console

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -159,6 +160,33 @@ class Expectation:
     @staticmethod
     def _kind(spec: Mapping[str, Any]) -> str:
         return json.dumps({**spec, "seed": 0}, sort_keys=True)
+
+
+def absent(cells: list[Spec], records: Iterable[Record]) -> str | None:
+    """Which cells have no record: of each name of a spec, the values that lack some, and how many of their cells.
+
+    >>> cells = [{"attack": name, "seed": seed} for name in ("random", "revadv") for seed in (0, 1)]
+    >>> absent(cells, [Record(cells[0], {}, {}), Record(cells[1], {}, {}), Record(cells[2], {}, {})])
+    'without a record: attack: revadv 1 of 2; seed: 1 1 of 2'
+    >>> absent(cells[:1], [Record(cells[0], {}, {})]) is None
+    True
+    """
+    have = {json.dumps(record.spec, sort_keys=True) for record in records}
+    lacking = [spec for spec in cells if json.dumps(spec, sort_keys=True) not in have]
+    if not lacking:
+        return None
+    said = []
+    for name in dict.fromkeys(name for spec in cells for name in spec):
+        value = lambda spec, name=name: str(spec[name]).strip("[]'") if name in spec else None
+        every, gone = (Counter(map(value, found)) for found in (cells, lacking))
+        if len(every) > 1:
+            told = (
+                f"{which} {gone[which]} of {n}"
+                for which, n in every.items()
+                if which is not None and gone[which]
+            )
+            said.append(f"{name}: {', '.join(told)}")
+    return "without a record: " + "; ".join(said)
 
 
 def _text(spec: Spec) -> str:

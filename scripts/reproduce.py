@@ -49,7 +49,7 @@ def main(
     from experiments import report
     from experiments.papers import STUDIES
     from experiments.record import Records
-    from experiments.study import work
+    from experiments.study import absent, work
     from models.registry import nearest
 
     if list or not study:
@@ -68,11 +68,10 @@ def main(
     base = ROOT / "runs" / "quick" if quick else None
     store = Records(records or (base / study if base else ROOT / "experiments" / "records" / study))
     folder = out or base or ROOT / "docs" / "results"
-    missing = 0
     if not report_only:
         try:
             only = None if cell is None else values_of(cell)
-            missing = work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
+            work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
         except ValueError as problem:
             raise SystemExit(f"reproduce: {problem}") from problem
     wanted = {store.path(spec) for spec in chosen.cells(quick)}
@@ -85,22 +84,16 @@ def main(
         )
         raise SystemExit(f"{study}: no records in {store.folder}; {todo}")
     made = chosen.report(found, folder)
-    partial = (
-        f" (partial: {len(found)} of {len(wanted)} cells)"
-        if missing or len(found) < len(wanted) or quick
-        else ""
-    )
-    report.show(made.title + partial, made.header, made.rows, made.notes)
-    text = [f"# {made.title}{partial}", "", report.markdown(made.header, made.rows), ""]
-    text += [f"- {note}" for note in made.notes] + [""] + [f"![{p.stem}]({p.name})" for p in made.pictures]
-    text += [
-        "",
-        f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records.",
-        "",
-    ]
+    lacking = absent(chosen.cells(quick), found)
+    if lacking:
+        made.notes.append(lacking)
+    title = made.title + (f" (partial: {len(found)} of {len(wanted)} cells)" if lacking or quick else "")
+    report.show(title, made.header, made.rows, made.notes)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / f"{study}.md").write_text("\n".join(text))
-    print(f"written: {folder / f'{study}.md'}, {', '.join(map(str, made.pictures))}")
+    page = folder / f"{study}.md"
+    foot = f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records."
+    page.write_text(report.page(title, made.header, made.rows, made.notes, made.pictures, foot))
+    print(f"written: {page}, {', '.join(map(str, made.pictures))}")
 
 
 def values_of(text: str) -> dict[str, str]:

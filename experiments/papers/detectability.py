@@ -96,19 +96,12 @@ def table(records: list[Record], folder: Path) -> Report:
         first = {attack: first[attack] for attack in shown if attack in first}
         pictures += [_draw(first, method, folder, data) for method in ("pca", "tsne")] if first else []
         chance += [f"{mine[0].result['base_rate']:.3f} ({label})"] if mine else []
-    absent = [f"{label}: {', '.join(gone)}" for label, gone in _absent(records).items() if gone]
     notes = [
         f"{report.SEEDS}; who is fake is known here, which no detector may know",
         f"fakes among neighbors: by chance {', '.join(chance)}; 1: they lie in a cluster of their own",
         f"pictures: seed 0, {DRAWN} real users (gray) and all fake ones",
-        *([f"without a record yet: {'; '.join(absent)}"] if absent else []),
     ]
     return Report("Can one see the fake users?", header, rows, notes, pictures)
-
-
-def _absent(records: list[Record]) -> dict[str, list[str]]:
-    seen = {(r.spec["data"], r.spec["attack"]) for r in records}
-    return {label: [name for name in of if (data, name) not in seen] for data, (label, of) in DATA.items()}
 
 
 def _draw(first: dict[str, dict[str, Any]], method: str, folder: Path, data: str) -> Path:
