@@ -27,6 +27,7 @@ SMALL = ("ml-100k", "filmtrust")
 LARGE = ("ml-1m", "yelp")
 MADE = ("apt", "apt-own")
 FIGURED = ("average", "aush")
+COLORS = {"none": "0.4", "apt": "C0", "apt-own": "C1"}
 UNCLEAR = "effect unclear"
 """In place of RI."""
 
@@ -79,6 +80,7 @@ def ablation_report(records: list[Record], folder: Path) -> Report:
         rows.append([data, kind, defense, str(record.spec["seeds"]), *shown, f"{seconds:.1f}", *against])
     notes = [
         *_verdicts(found),
+        *_beside_cg(found),
         "Average attack, 3%; target hr_mean@50 and HR@50 of the held-out item; p: paired t-test, shared seeds",
         "apt: CG on the full, damped Hessian; apt-block: the released code's series, without its batches; "
         "apt-identity: the plain gradient; apt-paper-risk: eq. 4's risk",
@@ -115,6 +117,26 @@ def _verdicts(found: dict[tuple[str, ...], Record]) -> list[str]:
         if parts:
             start = f"{data}, {kind} targets: target HR with the inverse Hessian (CG) minus with the plain gradient, "
             said.append(start + "; ".join(parts))
+    return said
+
+
+def _beside_cg(found: dict[tuple[str, ...], Record]) -> list[str]:
+    """A sentence for each data set and kind of targets: which inverse lets more or less through than CG, for sure."""
+    said = []
+    for data, kind in ((data, kind) for data in SMALL for kind in KINDS):
+        base, sort = found.get((data, kind, "apt")), {"more": [], "less": [], "undecided": []}
+        for name in SOLVERS[1:]:
+            other = found.get((data, kind, name))
+            n = min(r.spec["seeds"] for r in (base, other)) if base and other and other is not base else 0
+            if n < 3:
+                continue
+            test = paired_t(*(r.result["hr_mean"][:n] for r in (other, base) if r))
+            verdict = "undecided" if not test.p <= 0.05 else "more" if test.difference > 0 else "less"
+            sort[verdict].append(f"{name} {test.difference:+.4f} ({n} seeds)")
+        told = "; ".join(f"{verdict}: {', '.join(names)}" for verdict, names in sort.items() if names)
+        said += (
+            [f"{data}, {kind} targets, how much of the attack gets through beside CG: {told}"] if told else []
+        )
     return said
 
 
@@ -176,10 +198,10 @@ def figs_report(records: list[Record], folder: Path) -> Report:
     rows = []
     for (name, data, attack, kind, defense), points in sorted(sweeps.items()):
         for at, values in sorted(points.items()):
-            plain = _undefended(sweeps, name, data, attack, kind, at)
-            origin, ri = clean.get((data, kind)), "-"
-            if plain is not None and origin is not None and defense != "none":
-                ri = _improvement(values, plain, origin)
+            ratio = None
+            if defense != "none":
+                ratio = _ratio(sweeps, clean, (name, data, attack, kind), at, values)
+            ri = "-" if ratio is None else UNCLEAR if np.isnan(ratio) else f"{ratio:.3f}"
             shown = report.interval(values.tolist(), 4, "mean")
             rows.append([name, data, attack, kind, defense, f"{at:.0%}", str(len(values)), shown, ri])
     usual = ", ".join(f"{WORLDS[data].table} {WORLDS[data].size:.0%}" for data in (*SMALL, *LARGE))
@@ -196,11 +218,21 @@ def figs_report(records: list[Record], folder: Path) -> Report:
     return Report("APT, Figs. 2 and 3", header, rows, notes, [_picture(sweeps, clean, folder)])
 
 
-def _improvement(values: np.ndarray, plain: np.ndarray, origin: np.ndarray) -> str:
-    """RI, where the attack does something for sure."""
+def _ratio(
+    sweeps: Sweeps,
+    clean: Mapping[tuple[str, str], np.ndarray],
+    place: tuple[str, str, str, str],
+    at: float,
+    values: np.ndarray,
+) -> float | None:
+    """RI; NaN where it is not known that the attack does anything, None where a cell that it needs is missing."""
+    (name, data, attack, kind), origin = place, clean.get((place[1], place[3]))
+    plain = _undefended(sweeps, name, data, attack, kind, at)
+    if plain is None or origin is None:
+        return None
     if apt_claims.effect(plain.tolist(), origin.tolist()).verdict != "above":
-        return UNCLEAR
-    return f"{float(robustness_improvement(values.mean(), plain.mean(), origin.mean()).value):.3f}"
+        return np.nan
+    return float(robustness_improvement(values.mean(), plain.mean(), origin.mean()).value)
 
 
 def _undefended(sweeps: Sweeps, name: str, data: str, attack: str, kind: str, at: float) -> np.ndarray | None:
@@ -227,34 +259,44 @@ def _missing(sweeps: Sweeps, clean: Mapping[tuple[str, str], np.ndarray]) -> lis
 
 
 def _picture(sweeps: Sweeps, clean: Mapping[tuple[str, str], np.ndarray], folder: Path) -> Path:
+    """Target HR by helpful users (Fig. 3), and RI by fake users (Fig. 2) over the target HR it is made of."""
     columns = [
         (data, attack)
         for data in (*SMALL, *LARGE)
         for attack in FIGURED
         if any(place[1:3] == (data, attack) for place in sweeps)
     ]
-    made, axes = report.figure(2, max(len(columns), 1), width=4.4)
+    made, axes = report.figure(3, max(len(columns), 1), width=4.4)
     for (name, data, attack, kind, defense), points in sorted(sweeps.items()):
-        axis = axes[int(name == "size"), columns.index((data, attack))]
-        at = sorted(points)
-        label = f"{defense}, {kind}"
-        axis.plot([100 * a for a in at], [points[a].mean() for a in at], "o-", label=label, markersize=4)
-        what = "fake users" if name == "size" else "helpful users"
-        axis.set(
-            title=f"{WORLDS[data].table}, {attack}",
-            xlabel=f"{what}, % of real",
-            ylabel=f"target HR@{WORLDS[data].k}",
-        )
+        column, at = columns.index((data, attack)), sorted(points)
+        label, what = f"{defense}, {kind}", "fake users" if name == "size" else "helpful users"
+        drawn = {2 * int(name == "size"): {share: points[share].mean() for share in at}}
+        if name == "size" and defense != "none":
+            ri = {
+                share: _ratio(sweeps, clean, (name, data, attack, kind), share, points[share]) for share in at
+            }
+            drawn[1] = {share: value for share, value in ri.items() if value is not None}
+        for line, values in drawn.items():
+            axis = axes[line, column]
+            style = {"color": COLORS[defense], "linestyle": "-" if kind == KINDS[0] else "--"}
+            at_percent = [100 * share for share in values]
+            axis.plot(at_percent, [*values.values()], marker="o", markersize=4, label=label, **style)
+            axis.set(
+                title=f"{WORLDS[data].table}, {attack}",
+                xlabel=f"{what}, % of real",
+                ylabel="RI" if line == 1 else f"target HR@{WORLDS[data].k}",
+            )
     for axis, (data, attack) in zip(axes[0], columns, strict=False):
         plain = _undefended(sweeps, "helpers", data, attack, "unpopular", 0)
         if plain is not None:
-            axis.axhline(float(plain.mean()), color="k", linestyle="--", linewidth=1, label="undefended")
-        if (data, "unpopular") in clean:
+            axis.axhline(float(plain.mean()), color="k", linestyle="-.", linewidth=1, label="undefended")
+        if (data, "unpopular") in clean and axis.lines:
             axis.axhline(
                 float(clean[data, "unpopular"].mean()), color="k", linestyle=":", linewidth=1, label="clean"
             )
     for axis in axes.flat:
-        if axis.get_legend_handles_labels()[0]:
+        axis.set_visible(bool(axis.lines))
+        if axis.lines:
             axis.legend(frameon=False, fontsize=7)
     return report.save(made, folder / "apt-figs.png")
 
