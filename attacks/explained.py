@@ -7,13 +7,16 @@ to an attack that learns from clicks, no clicks (`as_negatives`), or zeros that 
 from __future__ import annotations
 
 import dataclasses
+from functools import partial
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Array, Int
 
 from bilevel import with_loss
+from models import ncf, pairs
 from models.data import Interactions
 from models.explain.explanation import Explanations
 from models.recommender import Recommender
@@ -67,8 +70,8 @@ def as_negatives(train: Interactions, explanations: Explanations) -> Interaction
     **Differs from the paper:** which says no more than that. Its counterfactual is a set of clicks, so these are the
     negatives. The other reading, that the explained item is one for the user without the set, tells a recommender
     without premises nothing: that item is not clicked anyway. Here a pair is a negative like any other: of weight 1 in
-    WRMF (`emphasized` gives it a click's), and drawn as often as another by DL-Attack's NeuMF, in which clicks and
-    negatives weigh alike. Bandwagon has no model, only counts.
+    WRMF, and drawn as often as another by DL-Attack's NeuMF (`emphasized` gives it a click's weight in both). Bandwagon
+    has no model, only counts.
 
     >>> from models.explain.explanation import made
     >>> train = Interactions.from_arrays([0, 0, 1], [2, 3, 3], items=5)
@@ -82,53 +85,92 @@ def as_negatives(train: Interactions, explanations: Explanations) -> Interaction
 
 
 def emphasized(surrogate: Recommender, explanations: Explanations) -> Recommender:
-    """WRMF to which the clicks of the sets are zeros that weigh as much as clicks, for `as_negatives`'s view.
+    """WRMF or NCF to which the clicks of the sets are zeros that weigh as much as clicks, for `as_negatives`'s view.
 
-        L + (w+ - 1) sum over the pairs (u, i) of the sets of (p_u . q_i)^2
+        WRMF          L + (w+ - 1) sum over the pairs (u, i) of the sets of (p_u . q_i)^2
+        NeuMF, GMF    L + 1 / ((1 + N) B) sum over the pairs of a step of log(1 + exp(s_ui))
+
+    NCF sees every pair once an epoch, as it sees every click, among the `N` negatives of each of a step's `B` clicks.
 
     Args:
-        surrogate: `models.wrmf.wrmf(...)`, which gives cells without a click the weight 1.
+        surrogate: `models.wrmf.wrmf(...)`, which gives cells without a click the weight 1; `models.ncf.neumf(...)` or
+            `gmf(...)`, of clicks.
         explanations: about users of the data it will be trained on. A pair counts once; one that the attacker does not
             see is a zero too.
 
+    Returns:
+        The same recommender with this loss. Its configuration has the number of pairs: WRMF's as `negatives`, NCF's as
+        `zeros`.
+
     Raises:
-        ValueError: another recommender (of those here only WRMF by SGD has a w+ and a loss to add to), or in training,
-            explanations of users that the data do not have.
+        ValueError: another recommender (of those here only WRMF by SGD has a w+ and a loss to add to, and only NCF of
+            clicks draws the negatives that DL-Attack learns from), or in training, explanations of users that the data
+            do not have.
 
     Reference: Chen et al., SIGIR 2023, section 5.2, see `as_negatives`.
 
-    **Differs from the paper:** which names no weight; w+ is our reading.
+    **Differs from the paper:** which names no weight; w+ is our reading, in NCF a click's, which is a negative's too.
+    NCF's penalty of the embeddings that a step looks up does not count the pairs.
 
-    >>> from models import wrmf
+    >>> from models import ncf, wrmf
     >>> from models.explain.explanation import made
     >>> told = made(np.array([0]), np.array([4]), [[3, 2]], np.array([1]))
-    >>> emphasized(wrmf.wrmf(factors=2), told).config["negatives"]
-    2
+    >>> emphasized(wrmf.wrmf(factors=2), told).config["negatives"], emphasized(ncf.neumf(), told).config["zeros"]
+    (2, 2)
     """
-    if surrogate.name != "wrmf":
-        raise ValueError(
-            f"emphasized: surrogate={surrogate!r}; expected models.wrmf.wrmf(...), which has a w+"
-        )
     user, item = _pairs(explanations)
-    more = surrogate.config["weight"] - 1
+    if surrogate.name == "wrmf":
+        more, count = partial(_squared, user, item, surrogate.config["weight"] - 1), "negatives"
+    elif surrogate.name in ("neumf", "gmf") and surrogate.config["objective"] == "clicks":
+        more, count = partial(_classified, user, item, surrogate.config["negatives"]), "zeros"
+    else:
+        raise ValueError(
+            f"emphasized: surrogate={surrogate!r}; expected models.wrmf.wrmf(...), which has a w+, or "
+            "models.ncf.neumf(...) or gmf(...) of clicks"
+        )
 
     def objective(params, x, data, ctx):
-        users = params["user"].shape[0]
-        _known_users("emphasized", user, users)
-        score = jnp.sum(params["user"][user] * params["item"][item], 1)
-        if ctx.batch is not None:  # a step has the pairs of its users
-            index, real = ctx.batch
-            score *= jnp.zeros(users, score.dtype).at[index].max(real.astype(score.dtype), mode="drop")[user]
-        return surrogate.loss(params, x, data, ctx) + more * jnp.vdot(score, score)
+        _known_users("emphasized", user, params["user"].shape[0])
+        return surrogate.loss(params, x, data, ctx) + more(params, x, data, ctx)
 
     return dataclasses.replace(
         surrogate,
-        config={**surrogate.config, "negatives": len(user)},
+        config={**surrogate.config, count: len(user)},
         loss=objective,
         trainer=lambda users, items, fakes, events=0: with_loss(
             surrogate.trainer(users, items, fakes, events), objective
         ),
     )
+
+
+def _squared(
+    user: np.ndarray, item: np.ndarray, weight: float, params: Any, x: Array, data: Any, ctx: Any
+) -> Array:
+    """`weight` times the pairs' squared errors as zeros, in WRMF."""
+    score = jnp.sum(params["user"][user] * params["item"][item], 1)
+    if ctx.batch is not None:  # a step has the pairs of its users
+        index, real = ctx.batch
+        inside = (
+            jnp.zeros(params["user"].shape[0], score.dtype)
+            .at[index]
+            .max(real.astype(score.dtype), mode="drop")
+        )
+        score *= inside[user]
+    return weight * jnp.vdot(score, score)
+
+
+def _classified(
+    user: np.ndarray, item: np.ndarray, negatives: int, params: Any, x: Array, data: pairs.Data, ctx: Any
+) -> Array:
+    """The cross-entropy of a step's share of the pairs as zeros, in NCF, relative to the clicks of the step."""
+    clicks = pairs.draw(data, x, ctx, negatives).weight
+    slots = data.user.shape[0]
+    cells = jnp.zeros((1, len(user)), x.dtype)  # dealt out like a fake user's: each once an epoch
+    _, at, inside = pairs.share(cells, ctx, slots, slots if ctx.batch is None else ctx.batch[0].shape[0])
+    s, _ = ncf.rated(params, jnp.asarray(user)[at], jnp.asarray(item)[at][:, None])
+    total = jnp.sum(clicks)
+    share = jnp.vdot(inside.astype(x.dtype), jax.nn.softplus(s[:, 0])) / jnp.where(total > 0, total, 1)
+    return data.sound * share / (1 + negatives)
 
 
 def _pairs(explanations: Explanations) -> tuple[Int[np.ndarray, " N"], Int[np.ndarray, " N"]]:

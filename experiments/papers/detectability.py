@@ -39,7 +39,7 @@ def cells(quick: bool) -> list[Spec]:
     """Every attack of a seed; coordinates are kept for the first seed. Gowalla, which takes longer, last."""
     place = lambda data, name, seed: {"study": "detectability", "data": data, "attack": name, "seed": seed}
     if quick:
-        return [place("ml", name, 0) for name in ATTACKS[:3]]
+        return [place("ml", name, 0) for name in (*ATTACKS[:3], "rapu-r")]
     small = [place("ml", name, seed) for seed in range(3) for name in ATTACKS]
     cheap = [place("gowalla", name, seed) for seed in range(3) for name in GOWALLA[:2]]
     return [*small, *cheap, *(place("gowalla", GOWALLA[2], seed) for seed in range(3))]

@@ -2,9 +2,10 @@
 
 The victim trains on four fifths of the clicks; the attacker sees 80% or 30% of those, and an API explains to it why 60%
 of the users are recommended their best item (ACCENT's sets, of the victim without an attack). H-CARS reasons with them;
-the baselines take the clicks of the sets for negatives (`attacks.explained.as_negatives`; RAPU-R's WRMF with the weight
-of a click, `emphasized`), as the paper has it, and `-wo-cf` is each attack without any explanation. Every attack is
-crafted once for a seed, at 5%: its first n fake users are the attack with n, since none depends on a later one.
+the baselines take the clicks of the sets for negatives (`attacks.explained.as_negatives`; RAPU-R's WRMF and DL-Attack's
+NeuMF with the weight of a click, `emphasized`), as the paper has it, and `-wo-cf` is each attack without any
+explanation. Every attack is crafted once for a seed, at 5%: its first n fake users are the attack with n, since none
+depends on a later one.
 TopPopular is ours, the control that costs nothing. The tables are in hcars_table1.py and hcars_fig2.py.
 """
 
@@ -193,13 +194,21 @@ def method_of(name: str, world: str, told: Explanations | None) -> Attack:
         "top-popular": lambda: attacks.top_popular(**spent),
         "bandwagon": lambda: attacks.hcars_bandwagon(**spent),
         "rapu-r": lambda: attacks.rapu_r(plain if told is None else emphasized(plain, told), **spent),
-        "dl-attack": lambda: attacks.dl_attack(**spent, k=K),
+        "dl-attack": lambda: _dl_attack(told, **spent, k=K),
     }
     base = name.removesuffix("-wo-cf")
     if base in makers:
         return makers[base]()
     turns: dict[str, Any] = {"refit_every": 12, "refit_epochs": 1} if name == "hcars-refit" else {}
     return attacks.hcars(surrogate_of(name, world, told), **spent, users=64, pool=facts.pool, **turns)
+
+
+def _dl_attack(told: Explanations | None, **spent: Any) -> Attack:
+    """DL-Attack, whose own model takes the clicks of the sets for zeros."""
+    plain = attacks.dl_attack(**spent)
+    if told is None:
+        return plain
+    return attacks.dl_attack(surrogate=emphasized(plain.config["surrogate"], told), **spent)
 
 
 @functools.lru_cache
@@ -217,7 +226,7 @@ def fakes_of(spec: Spec) -> tuple[Profiles, dict[str, Any]]:
         told = explanations_of(world, seed, spec["victim"])
     where = {"paper": "hcars", **{part: spec[part] for part in ("data", "seed", "visible")}}
     where |= {"attack": name, "explained": None if told is None else spec["victim"]}
-    holds = told is not None and name.startswith(("hcars", "rapu-r"))
+    holds = told is not None and name.startswith(("hcars", "rapu-r", "dl-attack"))
     attack = method_of(name, world, told) if holds else _untold(name, world)
     if name.startswith("hcars"):
         where |= {"premises": "whole"}  # crafts from before reasoned about the last five clicks

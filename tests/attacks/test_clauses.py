@@ -15,12 +15,23 @@ def everybody(params, train):
     return params["user"], ncr.whole(params, ncr.prepare(train))
 
 
+@jax.jit
+def truth(params, h, chain, x):
+    """How true it is that a user with this clause likes an item with this vector."""
+    system = ncr.logic_of(params)
+    return ncr.cosine(system.either(chain, ncr.event(params, h, x)), system.true)
+
+
 def test_the_ideal_item_is_truer_within_its_bound(x64, train, params):
-    targets = jnp.array([2, 7])
-    find = jax.jit(lambda rho: ideal(params, everybody(params, train), targets, rho, 0.05, 60))
+    """For each target; `before` and `after` are the means over users and targets, by the definition."""
+    targets, views = jnp.array([2, 7]), everybody(params, train)
+    find = jax.jit(lambda rho: ideal(params, views, targets, rho, 0.05, 60))
     q = params["item"][targets]
     moved, before, after = find(0.5)
-    assert float(after) > float(before)
+    worth = lambda x: np.mean([truth(params, h, chain, x) for h, chain in zip(*views, strict=True)])
+    of_q, of_moved = ([worth(x) for x in some] for some in (q, moved))
+    assert (np.array(of_moved) > np.array(of_q) + 1e-3).all()
+    np.testing.assert_allclose([before, after], [np.mean(of_q), np.mean(of_moved)], rtol=1e-9)
     assert (np.linalg.norm(moved - q, axis=1) <= 0.5 * np.linalg.norm(q, axis=1) * (1 + 1e-9)).all()
     still, before, after = find(0.0)
     np.testing.assert_array_equal(still, q)
@@ -74,8 +85,8 @@ def test_inequality_12_is_its_sum_over_the_real_users_and_the_fake_one(x64, trai
     views, fake = everybody(params, train), (jnp.ones(4), jnp.array([1, 5, 8]))
     system, targets = ncr.logic_of(params), jnp.array([2, 7])
     q = params["item"][targets]
+    true = lambda *given: float(truth(params, *given))
     rule = jax.jit(lambda moved: better(params, views, fake, targets, moved))
-    truth = lambda h, chain, x: float(ncr.cosine(system.either(chain, ncr.event(params, h, x)), system.true))
     chain = None
     for j in (1, 5, 8):
         part = system.negation(ncr.event(params, fake[0], params["item"][j]))
@@ -83,7 +94,7 @@ def test_inequality_12_is_its_sum_over_the_real_users_and_the_fake_one(x64, trai
     seen = set()
     for number in range(3):
         moved = q + jax.random.normal(jax.random.key(number), q.shape)
-        total = lambda x: sum(truth(h, c, x) for h, c in zip(*views, strict=True)) + truth(fake[0], chain, x)
+        total = lambda x: sum(true(h, c, x) for h, c in zip(*views, strict=True)) + true(fake[0], chain, x)
         expected = [total(moved[t]) >= total(q[t]) for t in range(2)]
         assert rule(moved).tolist() == expected
         seen |= set(expected)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import attacks
+from attacks.clauses import ideal
 from attacks.reasoner import reasoner
 from models import ncr
 from models.explain.explanation import made
@@ -18,16 +19,33 @@ SMALL = {"factors": 4, "epochs": 2, "batch": 16}
 
 
 @pytest.mark.slow
-def test_it_reports_what_it_did(train):
+def test_it_reports_what_it_did(x64, train):
+    """With all users in V, the same for each fake user: `before` by the definition, `after` of the ideal items."""
     found = made(np.array([0, 1]), np.array([9, 8]), [[1, 3], None], np.array([5, -1]))
-    attack = attacks.hcars(
-        reasoner(found, surrogate=ncr.ncr(**SMALL), batch=2), fakes=3, budget=4, users=5, climb=5, refine=2
-    )
-    profiles, history = attack.trace(KEY, train, jnp.array([2, 7]))
-    assert profiles.to_rows().sum(1).tolist() == [6.0] * 3
-    assert float(history["after"][-1]) >= float(history["before"][-1])
-    assert 0 <= float(history["jaccard"][-1]) <= 1
-    assert 0 <= float(history["accepted"][-1]) <= 1
+    surrogate, targets = reasoner(found, surrogate=ncr.ncr(**SMALL), batch=2), jnp.array([2, 7])
+    attack = attacks.hcars(surrogate, fakes=3, budget=4, users=U, climb=5, refine=2)
+    profiles, history = attack.trace(KEY, train, targets)
+    told = {name: float(values[-1]) for name, values in history.items()}
+    rows = np.asarray(profiles.to_rows()) > 0
+    assert rows.sum(1).tolist() == [6] * 3
+    assert rows[:, [2, 7]].all()
+    both = [(rows[m] & rows[n]).sum() / (rows[m] | rows[n]).sum() for m, n in ((0, 1), (0, 2), (1, 2))]
+    np.testing.assert_allclose(told["jaccard"], np.mean(both), rtol=1e-6)
+    embedding = attack.init(KEY, train, targets).embedding
+    params, clauses = embedding["params"], embedding["clause"]
+    system = ncr.logic_of(params)
+    worth = [
+        ncr.cosine(system.either(chain, ncr.event(params, h, params["item"][t])), system.true)
+        for h, chain in zip(params["user"], clauses, strict=True)
+        for t in (2, 7)
+    ]
+    np.testing.assert_allclose(told["before"], np.mean(worth), rtol=1e-6)
+    *_, after = jax.jit(lambda: ideal(params, (params["user"], clauses), targets, 0.5, 1e-3, 5))()
+    np.testing.assert_allclose(told["after"], after, rtol=1e-6)
+    assert told["after"] > told["before"]
+    pairs = 6 * told["accepted"]  # of a fake user and a target
+    assert pairs == pytest.approx(round(pairs))
+    assert 0 <= pairs <= 6
 
 
 @pytest.mark.parametrize(

@@ -438,7 +438,7 @@ def test_detectability_draws_the_first_seed(tmp_path):
         return Record(spec, found, ABOUT)
 
     made = detectability.table([record(s) for s in detectability.cells(True)], tmp_path)
-    assert [r[1] for r in made.rows] == list(detectability.ATTACKS[:3])
+    assert [r[1] for r in made.rows] == [*detectability.ATTACKS[:3], "rapu-r"]
     assert len(made.pictures) == 2
     cells = detectability.cells(False)
     assert [c["data"] for c in cells] == sorted((c["data"] for c in cells), reverse=True)  # Gowalla last
