@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Array, Bool, Float, Key
 
 from defenses.neighbors import deg_sim, duplicate, fap, knn, lof, pca
 from defenses.profiles import Scores, fmtd, length_var, mean_var, popularity, rdma
 from models.data import Interactions
 from models.evaluation.detection import Detection, detection
+from models.recommender import Recommender, one_of
+from models.train import fit
 
 Detector = Callable[[Interactions], Scores]
 
@@ -35,6 +39,10 @@ DETECTORS: Mapping[str, Detector] = {
 """Detectors of clicks and ratings by name, with their defaults."""
 OF_RATINGS: Mapping[str, Detector] = {"mean-var": mean_var, "fmtd": fmtd}
 """Detectors that read ratings only."""
+EMBEDDED: Mapping[str, Callable[..., Scores]] = {"lof": lof, "knn": knn}
+"""Detectors that look at points, one a user: in `DETECTORS` the first singular directions of the clicks."""
+OF_A_USER = ("user", "tower_user")
+"""What recommenders call the vectors of their users; NeuMF has two of each."""
 
 
 def features(train: Interactions, without: Sequence[str] = ()) -> Float[np.ndarray, "U N"]:
@@ -95,6 +103,63 @@ def supervised(
     y = np.concatenate([np.asarray(fake, bool) for _, fake in known])
     learned = LogisticRegression(class_weight="balanced", max_iter=1000).fit(X, y)
     return lambda train: learned.decision_function(features(train, without))
+
+
+def among_vectors(name: str, model: Recommender, key: Key[Array, ""]) -> Detector:
+    """`lof` or `knn` among the users' vectors in a victim trained on the very data, fake users among them.
+
+    Args:
+        name: one of `EMBEDDED`.
+        model: the victim, with a vector for each user.
+        key: of its training.
+
+    Returns:
+        A detector like the others; it costs a training.
+
+    Raises:
+        ValueError: another detector; when called, a model without vectors.
+
+    Reference: RevAdv's Fig. 5c and RAPU's Fig. 5 look there. **Differs from the paper:** they draw it; neither scores.
+
+    >>> from models.itempop import itempop
+    >>> among_vectors("knn", itempop(), jax.random.key(0))(Interactions.from_dense(np.eye(3)))
+    Traceback (most recent call last):
+    ...
+    ValueError: itempop has no vector for each user that a detector could look at; let it look at the clicks
+    """
+    one_of("among_vectors", "name", name, EMBEDDED)
+
+    def detector(train: Interactions) -> Scores:
+        found = vectors(model, train)
+        embedding = fit(model, train, key).embedding
+        return EMBEDDED[name](train, embedding=np.concatenate([embedding[part] for part in found], 1))
+
+    return detector
+
+
+def vectors(model: Recommender, train: Interactions) -> tuple[str, ...]:
+    """The tables in what `model` is scored by that hold a vector for each user; nothing is trained.
+
+    Raises:
+        ValueError: none.
+
+    >>> from models.wrmf import wrmf
+    >>> vectors(wrmf(), Interactions.from_dense(np.eye(3)))
+    ('user',)
+    """
+
+    def made(key, train):
+        nobody = jnp.zeros((0, train.items))
+        return model.embed(model.init(key, train.users, train.items, 0), nobody, model.prepare(train))
+
+    embedding = jax.eval_shape(made, jax.random.key(0), train)
+    there = embedding if isinstance(embedding, Mapping) else {}
+    found = tuple(part for part in OF_A_USER if part in there and there[part].shape[:-1] == (train.users,))
+    if not found:
+        raise ValueError(
+            f"{model.name} has no vector for each user that a detector could look at; let it look at the clicks"
+        )
+    return found
 
 
 def judged(detector: Detector, train: Interactions, real: int) -> Detection:

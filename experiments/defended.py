@@ -1,7 +1,8 @@
 """A recommender behind each of several defenses, clean and attacked: what `scripts/run_defense.py` does.
 
-The fake users are injected into the data, where no defense can tell them from the real ones. Every seed has a record of
-its own, so a killed run continues.
+The fake users are injected into the data, where no defense can tell them from the real ones. Where the attacker knows
+the defenses, each meets fake users of its own beside those that are the same for all. Every seed has a record of its
+own, so a killed run continues.
 """
 
 from __future__ import annotations
@@ -16,29 +17,44 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Array
 
+from attacks.attack import Attack
 from attacks.driver import describe
 from bilevel.atomic import plain
 from experiments import report
 from experiments.campaign import Campaign, case_of, check_same, craft, facts_of
+from experiments.guarded import Guard
 from experiments.pipeline import Case, measured, poisoned, profile_facts
 from experiments.record import Record, Records
 from models.data import Dataset, Interactions, Profiles
 from models.evaluation import robustness_improvement
 from models.saved import facts
-from models.train import Fitted
 
-Trainer = Callable[[Interactions, Array], Fitted]
-"""Data at hand and a key; a defended model."""
+Knowing = Mapping[str, Callable[[Interactions], Attack]]
+"""By defense: the attack of one who knows it, from a view of the real users. "none" needs none: it is the attack."""
+
+
+def check(plan: Campaign, knowing: Knowing) -> None:
+    """Refuse an attacker who cannot know a defense, by making each for the first seed.
+
+    Raises:
+        TypeError, ValueError: a defense that cannot be put into the surrogate's training.
+    """
+    view = case_of(plan, plan.seeds[0]).train
+    for text, made in knowing.items():
+        try:
+            made(view)
+        except ValueError as problem:
+            raise ValueError(f"an attacker who knows {text}: {problem}") from problem
 
 
 def run(
     plan: Campaign,
-    defenses: Mapping[str, Trainer],
+    defenses: Mapping[str, Guard],
     out: Path,
     *,
     profiles: Path | None,
+    knowing: Knowing | None = None,
     progress: bool,
     say: Callable[[str], None],
 ) -> list[Record]:
@@ -46,9 +62,10 @@ def run(
 
     Args:
         plan: data, attack, the one victim, targets and seeds.
-        defenses: trainers by the name they were given, from `experiments.names.defense`.
+        defenses: by the name they were given, from `experiments.names.defense`.
         out: folder of `records/`, and of `profiles/` and `snapshots/` of what is crafted.
         profiles: file of fake users made before, in place of `plan.attack`, which nobody looks at then; None: craft.
+        knowing: attackers who know a defense: its fake users are crafted and judged as well.
         progress: show a bar for each craft.
         say: told one line a stage.
 
@@ -61,7 +78,7 @@ def run(
     records, found = Records(out / "records"), []
     for seed in plan.seeds:
         case = case_of(plan, seed)
-        spec = spec_of(plan, defenses, seed, profiles)
+        spec = spec_of(plan, defenses, seed, profiles, knowing)
         record = records.get(spec)
         if record is None:
             say(f"seed {seed}: {'reading' if profiles else 'crafting'} the fake users")
@@ -70,8 +87,15 @@ def run(
                 fakes = load(profiles, case)
             else:
                 fakes = craft(plan, case, spec, out, stem, progress=progress).profiles
+            known: dict[str, Profiles] = {}
+            for text, made in (knowing or {}).items():
+                say(f"  crafting those of one who knows {text}")
+                aware = plan._replace(attack=made(case.train))
+                place = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+                own = spec | {"against": text}
+                known[text] = craft(aware, case, own, out, place, progress=progress).profiles
             source = {"profiles": profiles.name} if profiles else {}
-            records.put(spec, source | judged(plan, case, fakes, defenses, say))
+            records.put(spec, source | judged(plan, case, fakes, defenses, say, known))
             record = records.get(spec)
         else:
             say(f"seed {seed}: done before, {records.path(spec)}")
@@ -81,7 +105,11 @@ def run(
 
 
 def spec_of(
-    plan: Campaign, defenses: Mapping[str, Trainer], seed: int, profiles: Path | None
+    plan: Campaign,
+    defenses: Mapping[str, Guard],
+    seed: int,
+    profiles: Path | None,
+    knowing: Knowing | None = None,
 ) -> dict[str, Any]:
     """The facts that make a repetition the one it is, in terms of JSON; saved fake users are what their file holds."""
     ((victim, model),) = plan.victims.items()
@@ -95,7 +123,8 @@ def spec_of(
             "data": facts_of(plan.data),
             "attack": attack,
             "victim": {"given": victim, "name": model.name, **facts(model.config)},
-            "defenses": list(defenses),
+            "defenses": {text: guard.facts() for text, guard in defenses.items()},
+            **({"knows": list(knowing)} if knowing else {}),
             "targets": plan.targets,
             "count": plan.count,
             "split": plan.split,
@@ -165,20 +194,24 @@ def judged(
     plan: Campaign,
     case: Case,
     profiles: Profiles,
-    defenses: Mapping[str, Trainer],
+    defenses: Mapping[str, Guard],
     say: Callable[[str], None],
+    known: Mapping[str, Profiles],
 ) -> dict[str, Any]:
-    """Every defense on the clean and on the poisoned data, judged on the real users."""
+    """Every defense on the clean and on the poisoned data, judged on the real users; `known`: by those who know it."""
     found: dict[str, Any] = {}
     both = {"clean": case.train, "attacked": poisoned(case.train, profiles)}
-    for name, train in defenses.items():
-        say(f"  {name}: training, clean and attacked")
+    for name, guard in defenses.items():
+        all_ = both | ({"known": poisoned(case.train, known[name])} if name in known else {})
+        say(f"  {name}: training, {', '.join(all_)}")
         found[name] = {}
-        for at, data in both.items():
+        for at, data in all_.items():
             began = time.perf_counter()
-            fitted = jax.block_until_ready(train(data, case.keys["victim"]))
+            fitted = jax.block_until_ready(guard.fit(data, case.keys["victim"]))
             seconds = time.perf_counter() - began
             found[name][at] = measured(fitted, case, k=plan.k) | {"seconds": seconds}
+        if name in known:
+            found[name]["known"] |= profile_facts(known[name], case.train)
     targets = np.asarray(case.targets).tolist()
     return {"defenses": found, "targets": targets, **profile_facts(profiles, case.train)}
 
@@ -187,34 +220,45 @@ def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path 
     """Table, figure, markdown, and one JSON file with all records; `profiles` as in `run`."""
     test = "hr_test" if plan.split in ("last", "one") else "recall"
     name = "test HR" if test == "hr_test" else "test Recall"
+    values = lambda defense, at, metric: [r.result["defenses"][defense][at][metric] for r in records]
+    told = records[0].result["defenses"]
+    defenses = list(told)
+    attacked = ["attacked", *(["known"] if any("known" in of for of in told.values()) else [])]
     header = [
         "defense",
         "seeds",
         f"target HR@{plan.k} clean",
-        "attacked",
-        "RI",
+        *attacked,
+        *("RI" if at == "attacked" else f"RI, {at}" for at in attacked),
         f"{name}@{plan.k} clean",
-        "attacked",
+        *attacked,
     ]
-    values = lambda defense, at, metric: [r.result["defenses"][defense][at][metric] for r in records]
-    defenses = list(records[0].result["defenses"])
     rows = []
     for defense in defenses:
+        # whoever knows that there is no defense attacks as before
+        ends = ["clean", *(at if at in told[defense] else "attacked" for at in attacked)]
         target, kept = (
-            [report.interval(values(defense, at, metric), 3, "mean") for at in ("clean", "attacked")]
+            [report.interval(values(defense, at, metric), 3, "mean") for at in ends]
             for metric in ("hr_any", test)
         )
-        rows.append([defense, str(len(records)), *target, _improvement(values, defense, defenses), *kept])
+        gone = [_improvement(values, defense, defenses, at) for at in ends[1:]]
+        rows.append([defense, str(len(records)), *target, *gone, *kept])
     source = f"fake users of the file {profiles.name}" if profiles else f"attack {plan.attack.name}"
     notes = [
         "mean [95% bootstrap interval] over seeds; HR: share of real users with a target in their list (hr_any)",
         "RI: share of the attack's effect on the undefended model that is gone; 1 is all of it",
         f"{source}; fake users are injected into the data, and no defense is told who they are",
     ]
+    if "known" in attacked:
+        notes.append(
+            "known: fake users of the same attack by one who knows the defense and has it inside the surrogate: AT's "
+            "change and its answers, APT's helpful users renewed in its training, the soft side of a filter's detector "
+            "with the cut of the attacker's data; who knows there is none attacks as before"
+        )
     title = f"{next(iter(plan.victims))} on {'toy' if plan.data is None else plan.data.name}"
     report.show(title, header, rows, notes)
-    made, axes = report.figure(width=1.6 * len(defenses) + 2)
-    bars = [(d, at) for d in defenses for at in ("clean", "attacked")]
+    made, axes = report.figure(width=0.8 * (1 + len(attacked)) * len(defenses) + 2)
+    bars = [(d, at) for d in defenses for at in ("clean", *attacked) if at in told[d]]
     report.bars(axes[0, 0], [f"{d}\n{at}" for d, at in bars], [values(d, at, "hr_any") for d, at in bars])
     axes[0, 0].set(ylabel=f"target HR@{plan.k}")
     picture = report.save(made, out / "figure.png")
@@ -224,11 +268,13 @@ def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path 
     sys.stdout.write(f"written: {out / 'table.md'}, {picture}, {out / 'run.json'}\n")
 
 
-def _improvement(values: Callable[[str, str, str], list[float]], defense: str, defenses: list[str]) -> str:
+def _improvement(
+    values: Callable[[str, str, str], list[float]], defense: str, defenses: list[str], at: str
+) -> str:
     if "none" not in defenses or defense == "none":
         return "-"
     three = [
-        values(defense, "attacked", "hr_any"),
+        values(defense, at, "hr_any"),
         values("none", "attacked", "hr_any"),
         values("none", "clean", "hr_any"),
     ]

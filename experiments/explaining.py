@@ -23,7 +23,7 @@ from models import registry
 from models.data import Dataset, Interactions
 from models.explain import Explanations, Verified, counterfactual, verify, whole
 from models.explain.counterfactual import Method
-from models.explain.fia import Variant, variant_of
+from models.explain.fia import Variant, check_damping, variant_of
 from models.train import Fitted, begin, top_k
 
 
@@ -36,7 +36,7 @@ class Asking(NamedTuple):
         rank: which item of each list is explained, from 1; None: the best one by the paper's rule, which another item
             of the list is to overtake. A number: that item is to leave the list.
         k: length of the lists.
-        method, variant: see `models.explain.counterfactual`.
+        method, variant, damping: see `models.explain.counterfactual`.
         seeds: trainings without each set; 0: nothing is verified.
         epochs: of these trainings, from the trained parameters; None: from fresh ones, as the model is trained.
     """
@@ -47,6 +47,7 @@ class Asking(NamedTuple):
     k: int
     method: Method
     variant: Variant | None
+    damping: float | None
     seeds: int
     epochs: int | None
 
@@ -80,7 +81,9 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
             best = top_k(fitted, jnp.asarray(who), asking.k, exclude=parts.train)
             items = np.asarray(best)[:, asking.rank - 1]
         say(f"explaining {len(who)} recommendations, after a compilation")
-        options: dict[str, Any] = {"k": asking.k, "method": asking.method, "variant": asking.variant}
+        options: dict[str, Any] = {
+            name: getattr(asking, name) for name in ("k", "method", "variant", "damping")
+        }
         return counterfactual(fitted, parts.train, who, items, **options)
 
     def check(asked: Explanations) -> Verified:
@@ -92,7 +95,8 @@ def run(asking: Asking, out: Path, *, progress: bool, say: Callable[[str], None]
             )
         key = jax.random.fold_in(jax.random.key(plan.seed), 2)
         told = lambda done, of: say(f"  {done} of {of} trainings without a set")
-        return verify(model, parts.train, asked, key, seeds=asking.seeds, params0=start, tell=told)
+        leaves = None if asking.rank is None else asking.k
+        return verify(model, parts.train, asked, key, k=leaves, seeds=asking.seeds, params0=start, tell=told)
 
     asked = _once(records, question, Explanations, explain)
     found, seen = records.get(question), None
@@ -144,7 +148,11 @@ def _check(asking: Asking, train: Interactions) -> None:
         raise ValueError(
             f"k={asking.k}: expected {2 - spare} to {train.items - spare}, lists that leave an item to take a place"
         )
-    if "attention" not in asking.method:
+    check_damping(asking.damping)
+    if "attention" in asking.method:
+        if asking.variant is not None or asking.damping is not None:
+            raise ValueError(f"{asking.method} follows no gradient: leave out --variant and --damping")
+    else:
         key = jax.random.key(0)
         start = begin(asking.training.model, train, key)
         fitted = Fitted(asking.training.model, start.params, start.data, start.x, None)
@@ -186,6 +194,7 @@ def _record(asking: Asking, asked: Explanations, seen: Verified | None, seconds:
             if seen is not None:
                 row |= {"confirmed": bool(seen.confirmed[n]), "control": bool(seen.control[n])}
                 row |= {"gap": seen.gap[n].tolist(), "rank": (seen.rank[n] + 1).tolist()}
+                row["control_rank"] = (seen.control_rank[n] + 1).tolist()
         rows.append(row)
     return {
         "spec": _spec(asking),
@@ -214,12 +223,15 @@ def _show(asking: Asking, asked: Explanations, seen: Verified | None) -> None:
     if not asked.sound.all():
         notes.append(
             f"{int((~asked.sound).sum())} answers rest on a linear solve that did not hold (see the record): train "
-            "longer, or verify them"
+            "longer, give a larger --damping, or verify them"
         )
     if seen is not None and found:
+        event = (
+            "the other item is ahead" if asking.rank is None else f"the item is not among the best {asking.k}"
+        )
         notes.append(
-            f"{int(seen.confirmed.sum())} of {asked.queries} confirmed by {asking.seeds} trainings without the set; "
-            f"{int(seen.control.sum())} swaps happen with nothing removed"
+            f"{int(seen.confirmed.sum())} of {asked.queries} confirmed: {event}, on average over {asking.seeds} "
+            f"trainings without the set; so it is of {int(seen.control.sum())} with nothing removed"
         )
     report.show(f"why {asking.training.model.name} recommends on {data.name}", header, rows, notes)
 

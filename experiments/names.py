@@ -8,31 +8,27 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, get_args
 
-import numpy as np
-
 import attacks
 from attacks.attack import Attack
 from attacks.threat import Goal
 from defenses import adversarial as at
-from defenses import apt, filtering
+from defenses import apt
 from defenses.detectors import DETECTORS, OF_RATINGS
+from experiments.guarded import Guard, screened
 from models import pcmf, registry
 from models.data import relations, sources
 from models.data.interactions import Track
-from models.recommender import Recommender
+from models.recommender import Recommender, ratings_only
 from models.registry import nearest
-from models.train import fit
 
 if TYPE_CHECKING:
-    from jaxtyping import Array
-
     from models.data import Dataset, Interactions
-    from models.train import Fitted
 
 RELATIONS = {"ml-100k": ("ml-100k-rcf", "auxiliary-mapping.txt.gz")}
 """What is known of the items of a data set: the folder and the file in it."""
@@ -66,10 +62,14 @@ DEFENSES: dict[str, Callable[..., Any]] = {
     "at": at.adversarial,
     "apt": apt.apt,
     "apt-rand": apt.apt,
-    "pcmf": pcmf.pcmf,
-    "filter": filtering.filtered,
+    "pcmf": functools.partial(pcmf.pcmf, center=False),
+    "filter": screened,
 }
-"""What makes each defense; beside them there is "none"."""
+"""What makes each defense; beside them there is "none". pcmf is what the studies of APT call so: ratings as they
+are, `center=False`. Their pcmf-centered, which is what the recommender of this name does by default, is
+`pcmf,center=True`; what it costs is on the page of apt-table2."""
+KNOWING = ("revadv", "rapu-g")
+"""Attacks whose fake users go through the surrogate's training: a defense inside it is in their derivative."""
 
 
 def recommender(text: str, data: Dataset | None = None) -> Recommender:
@@ -193,8 +193,8 @@ def defense(
     model: Recommender,
     grid: tuple[float, float] | None = None,
     train: Interactions | None = None,
-) -> Callable[[Interactions, Array], Fitted]:
-    """`(data, key) -> fitted` behind a defense: `name[:preset or detector][,argument=value...]`.
+) -> Guard:
+    """A recommender behind a defense: `name[:preset or detector][,argument=value...]`.
 
     Args:
         text: "none", "at", "apt", "apt:ml-100k", "apt-rand", "pcmf" (in place of the model), or "filter:DETECTOR".
@@ -214,23 +214,45 @@ def defense(
     head, *changes = pieces(text)
     name, _, what = head.partition(":")
     if head == "none" and not changes:
-        return lambda data, key: fit(model, data, key)
+        return Guard(model)
     factory = DEFENSES[nearest("defense", name, DEFENSES)]
-    given = dict(_assignment(change, name, factory) for change in changes)
+    given: dict[str, Any] = dict(_assignment(change, name, factory) for change in changes)
     if what and name in ("at", "pcmf"):
         raise ValueError(f"defense {name!r} has no presets; it was given {what!r}")
     if name == "filter":
-        known = {**DETECTORS, **OF_RATINGS}
-        detector = known[nearest("detector", what, known)]
-        filtering.flagged(np.zeros(1), **given)  # refuses a level now rather than after the attack
-        return lambda data, key: fit(model, filtering.filtered(data, detector, **given)[0], key)
-    if name.startswith("apt"):
-        made = _apt(name, model, what, grid, given)
-        if train is not None:
-            made.check(train)
-        return made.fit
-    robust = factory(**given) if name == "pcmf" else factory(model, **given)
-    return lambda data, key: fit(robust, data, key)
+        given["detector"] = nearest("detector", what, {**DETECTORS, **OF_RATINGS})
+        found = screened(model, **given)
+    elif name.startswith("apt"):
+        found = Guard(_apt(name, model, what, grid, given))
+    else:
+        found = Guard(factory(**given) if name == "pcmf" else factory(model, **given))
+    if train is not None:
+        found.check(train)
+        if name == "pcmf":
+            ratings_only("pcmf", train)
+    return found
+
+
+def knowing(name: str, text: str, surrogate: Recommender, grid: tuple[float, float] | None = None) -> Guard:
+    """The defense `text` around an attacker's surrogate; `known` of it is what the attack `name` optimizes against.
+
+    Raises:
+        ValueError: an attack that does not differentiate through its surrogate's training, another recommender in place
+            of the surrogate, or what `defense` refuses.
+
+    >>> from models.wrmf import wrmf
+    >>> knowing("random", "at", wrmf())
+    Traceback (most recent call last):
+    ...
+    ValueError: attack 'random' has no training that a defense could be put into; revadv, rapu-g have
+    """
+    if pieces(name)[0] not in KNOWING:
+        raise ValueError(
+            f"attack {pieces(name)[0]!r} has no training that a defense could be put into; {', '.join(KNOWING)} have"
+        )
+    if pieces(text)[0] == "pcmf":
+        raise ValueError("pcmf is a recommender of its own, not a defense around the attacker's surrogate")
+    return defense(text, surrogate, grid)
 
 
 def _apt(

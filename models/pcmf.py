@@ -64,18 +64,20 @@ def pcmf(
         fills: times the missing cells are filled in, >= 1.
         updates: multiplicative updates after each, >= 1.
         exponent: eta of the signed power, in (0, 1].
-        center: take off the mean, then the items', then the users' mean residual. False: Y as it is, missing cells 0.
+        center: take off the mean, then the items', then the users' mean residual. False: Y as it is, missing cells 0,
+            as APT's numbers suggest: the baseline `pcmf` of the studies of APT and of `run_defense.py`. What centering
+            leaves of the recommender is on the page of `apt-table2`.
 
     Raises:
         ValueError: a number outside its range; data without ratings.
 
     Reference: Bampis et al., Asilomar 2017; compared with in APT (SIGIR 2021), section 5.
 
-    **Differs from the paper:** nothing known; APT prints U with one column a rated item, its code has r. Entries of U
-    change sign where A U is negative, as in the code. Work and memory follow the ratings, and the cells of fake rows,
-    which hold ratings as they are given, 0 where there is none. The signed root has no derivative where its argument
-    crosses 0: this is a victim, not a surrogate. Hundreds of updates multiply a change of the last digit until the
-    parameters have nothing in common.
+    **Differs from the paper:** nothing known if centered; APT does not say whether its baseline is, and prints U with
+    one column a rated item, where its code has r. Entries of U change sign where A U is negative, as in the code. Work
+    and memory follow the ratings, and the cells of fake rows, which hold ratings as they are given, 0 where there is
+    none. The signed root has no derivative where its argument crosses 0: this is a victim, not a surrogate. Hundreds of
+    updates multiply a change of the last digit until the parameters have nothing in common.
 
     >>> pcmf(rank=2).init(jax.random.key(0), 3, 5, 1)["user"].shape
     (3, 2)

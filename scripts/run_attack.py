@@ -66,7 +66,7 @@ class Options(Reading):
     change them"""
     surrogate: list[str] = field(default_factory=list)
     """the attacker's model, name[:preset][,argument=value], such as wrmf, als, itemae, lightgcn (all of them:
-    run_training.py --models); several make an ensemble"""
+    run_training.py --models); several make an ensemble. One with a defense inside: run_defense.py --knows"""
     estimator: Literal["exact", "truncated", "partial", "implicit", "one_step"] | None = None
     """how the surrogate's training is differentiated"""
     tau: int | None = None

@@ -9,13 +9,26 @@
     python scripts/run_defense.py --data ml-100k --split rapu --model wrmf:rapu-ml-victim --seeds 3 \\
         --attack top-popular --fakes 0.03 --budget 100 --defense none filter:duplicate,level=0.05
 
+    # an attacker who knows the defense: the fake users are learned through a surrogate with the defense inside
+    python scripts/run_defense.py --data ml-100k --split rapu --model wrmf:rapu-ml-victim --fakes 0.03 --budget 100 \\
+        --attack revadv,projection=topk,click_targets=True,estimator=truncated,tau=20 \\
+        --surrogate wrmf:rapu-ml-surrogate --defense none at filter:duplicate,level=0.05 --knows
+
     # fake users that were saved before, by run_attack.py, judged by the targets they were made for
     python scripts/run_defense.py --data ml-100k --split rapu --model wrmf:rapu-ml-victim \\
         --profiles runs/movielens/profiles/FILE.npz --defense none at,epsilon=0.1
 
 Defenses: none; at (adversarial training); apt and apt-rand (adversarial poisoning training, with the settings of a data
-set after the colon); pcmf (another recommender, of ratings); filter:DETECTOR. Arguments follow after commas. Everything
-goes into --out: a JSON record a seed, table.md, figure.png. The same command continues a run that was killed.
+set after the colon); pcmf (another recommender, of ratings as they are; pcmf,center=True takes mean and biases off
+first); filter:DETECTOR. filter:knn and filter:lof look at the first directions of the data, with ,space=victim at the
+users' vectors in the model, which is trained on all of the data first. Arguments follow after commas.
+
+A defense is only believed against an attacker who knows it: --knows crafts for each defense once more, with the defense
+inside the surrogate, and adds the column "known". AT and APT take the arguments they are given for the model, so a
+pretrain of APT's is in the surrogate's epochs too; a filter cuts where it would among the users of the attacker's data.
+
+Everything goes into --out: a JSON record a seed, profiles, table.md, figure.png. The same command continues a run that
+was killed.
 """
 
 from __future__ import annotations
@@ -50,6 +63,9 @@ class Options(Reading):
     """name[,argument=value...], such as average or revadv, default random; an unknown name prints them all"""
     surrogate: str | None = None
     """the attacker's model, for attacks that have one; as --model"""
+    knows: bool = False
+    """the attacker knows each defense and crafts against it as well: for --attack revadv and rapu-g,pgm=False, and
+    for at, apt, apt-rand and filter:DETECTOR of duplicate, knn, pca and popularity"""
     fakes: float | None = None
     """fake users: a number, or a fraction of the real users below 1, default 0.03"""
     budget: int | None = None
@@ -81,9 +97,8 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
 
     if options.seeds < 1:
         raise ValueError(f"--seeds {options.seeds}: expected at least 1")
-    unused = [
-        name for name in ("attack", "surrogate", "fakes", "budget") if getattr(options, name) is not None
-    ]
+    given = {name: getattr(options, name) for name in ("attack", "surrogate", "fakes", "budget")}
+    unused = [name for name, value in (given | {"knows": options.knows or None}).items() if value is not None]
     if options.profiles is not None and unused:
         asked = ", ".join(f"--{name}" for name in unused)
         raise ValueError(f"{asked}: no attack is run beside --profiles; leave out the one or the other")
@@ -102,11 +117,12 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     first = first or 0
     grid = grid_of(data) if options.track == "explicit" else None
     model = names.recommender(options.model, data)
+    surrogate = None if options.surrogate is None else names.recommender(options.surrogate, data)
     pair = None if grid is None else grid[1:]
     defenses = {text: names.defense(text, model, pair, data.interactions) for text in options.defense}
     plan = Campaign(
         data=data,
-        attack=None if options.profiles else attack_of(options, data, grid),  # pyright: ignore[reportArgumentType]
+        attack=None if options.profiles else attack_of(options, grid, surrogate),  # pyright: ignore[reportArgumentType]
         victims={options.model: model},
         targets="head" if targets is None else targets,
         count=options.target_count,
@@ -115,19 +131,22 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
         seeds=tuple(range(first, first + options.seeds)),
     )
     check(plan)
+    knowing = knowing_of(options, grid, surrogate) if options.knows else {}
+    defended.check(plan, knowing)
     options.out.mkdir(parents=True, exist_ok=True)
     records = defended.run(
         plan,
         defenses,
         options.out,
         profiles=options.profiles,
+        knowing=knowing,
         progress=not options.quiet,
         say=teller(options.quiet),
     )
     defended.present(records, plan, options.out, profiles=options.profiles)
 
 
-def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | None) -> Any:
+def attack_of(options: Options, grid: tuple[float, float, float] | None, surrogate: Any) -> Any:
     """The attack with the options it has a use for; an option that nothing has a use for is an error."""
     from experiments import names
 
@@ -140,9 +159,22 @@ def attack_of(options: Options, data: Any, grid: tuple[float, float, float] | No
         given["ratings"] = grid
     if names.has(attack, "k"):
         given["k"] = options.k
-    if options.surrogate is not None:
-        given["surrogate"] = names.recommender(options.surrogate, data)
-    return names.attack(attack, **given)
+    return names.attack(attack, surrogate=surrogate, **given)
+
+
+def knowing_of(options: Options, grid: tuple[float, float, float] | None, surrogate: Any) -> dict[str, Any]:
+    """For each defense but none: the attack of one who knows it, from a view of the real users."""
+    from experiments import names
+
+    guards = {
+        text: names.knowing(options.attack or "random", text, surrogate, None if grid is None else grid[1:])
+        for text in options.defense
+        if text != "none"
+    }
+    if not guards:
+        raise ValueError("--knows: there is nothing to know of --defense none; name a defense beside it")
+    against = lambda guard: lambda view: attack_of(options, grid, guard.known(view))
+    return {text: against(guard) for text, guard in guards.items()}
 
 
 if __name__ == "__main__":

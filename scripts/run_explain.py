@@ -52,8 +52,11 @@ class Options(Reading):
     """how sets are searched"""
     variant: Literal["fast", "user", "full"] | None = None
     """which parameters may move; default: the recommender's own"""
+    damping: float | None = None
+    """added to the Hessian; default: by its spectrum where all parameters move, else ACCENT's numbers"""
     verify: int = 0
-    """trainings without each set; 0: not verified"""
+    """trainings without each set, which confirm it if the item falls behind the other one, with --rank if it leaves the
+    list; 0: not verified"""
     verify_epochs: int | None = None
     """these trainings start from the trained parameters, for so many epochs; default: from fresh ones, all epochs"""
     device: Literal["auto", "cpu", "gpu", "tpu"] = "auto"
@@ -86,6 +89,7 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
         k=options.k,
         method=options.method,
         variant=options.variant,
+        damping=options.damping,
         seeds=options.verify,
         epochs=options.verify_epochs,
     )

@@ -23,14 +23,13 @@ from jaxtyping import Bool
 import attacks
 from attacks.attack import Attack
 from bilevel import Code
-from defenses import suspicion
 from defenses.adversarial import adversarial
 from defenses.apt import Defense, apt
 from defenses.detectors import DETECTORS
-from defenses.filtering import filtered, soft_filter
-from defenses.helped import apt_surrogate
+from defenses.filtering import filtered
 from experiments import report
 from experiments.crafts import crafted
+from experiments.guarded import Guard
 from experiments.paired import gap
 from experiments.papers import rapu
 from experiments.pipeline import Case, measured, poisoned
@@ -114,16 +113,9 @@ def _known(defense: str, spec: Spec) -> Recommender:
     """The attacker's surrogate with the defense inside; APT's helpful users are renewed in it, or held."""
     own = rapu.WORLDS["ml"].surrogate
     view = rapu._view("ml", spec["seed"], 0.9, 0.1)
-    hardened = _hardened(defense, *own)
-    if isinstance(hardened, Defense):
-        if spec["attack"] != "adaptive-held":
-            return apt_surrogate(hardened)
-        _, told = hardened.trace(view, jax.random.fold_in(jax.random.key(spec["seed"]), 7))
-        return apt_surrogate(hardened.model, told["rows"])
-    if defense.startswith("filter:"):
-        sought = suspicion.known(defense.removeprefix("filter:"), view, LEVEL)
-        return soft_filter(hardened, sought.score, cut=sought.cut, temperature=sought.temperature)
-    return hardened
+    detector = defense.removeprefix("filter:") if defense.startswith("filter:") else None
+    held = jax.random.fold_in(jax.random.key(spec["seed"]), 7) if spec["attack"] == "adaptive-held" else None
+    return Guard(_hardened(defense, *own), detector, LEVEL).known(view, held)
 
 
 def _adaptive(defense: str, spec: Spec) -> Attack:

@@ -60,7 +60,7 @@ def counterfactual(
 
     Returns:
         `Explanations`. An item that is not in the user's list has no explanation. Where the linear solve did not hold
-        (the loss is not convex around the trained parameters, or not converged) its `code` says so.
+        (a given damping is below the negative curvature around the trained parameters) its `code` says so.
 
     Raises:
         ValueError: an unknown method, one that the recommender or the question does not have, sizes out of range.

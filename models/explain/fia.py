@@ -24,7 +24,6 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
-import bilevel
 from models.data.interactions import Interactions
 from models.explain import blocks, whole
 from models.recommender import one_of
@@ -32,8 +31,8 @@ from models.train import Fitted, seen
 
 Variant = Literal["fast", "user", "full"]
 VARIANTS = get_args(Variant)
-DAMPING = {"fast": 1e-6, "user": 1e-2, "full": 1e-4}
-"""Added to the Hessian of a mean over rows: ACCENT's for NCF and RCF, ours for the rest."""
+DAMPING = {"fast": 1e-6, "user": 1e-2}
+"""Added to the Hessian of a mean over rows: ACCENT's for NCF and RCF; for "full" see `models.explain.whole`."""
 
 
 class Influences(NamedTuple):
@@ -77,7 +76,8 @@ def influences(
         ranks: R, how many of the best unseen items.
         variant: which parameters move, see above; None: ACCENT's for NCF of ratings and for RCF, else "user" where a
             user has embeddings of its own, else "full".
-        damping: added to the Hessian, >= 0; None: see `DAMPING`.
+        damping: added to the Hessian, >= 0; None: see `DAMPING`, and for "full" twice the negative curvature that is
+            seen and a little of the largest eigenvalue, since a fixed number does not suit losses of all sizes.
         key: of the negatives of sampled losses; None: a fixed one.
 
     Raises:
@@ -99,9 +99,8 @@ def influences(
     ([[0, 1]], (1, 2, 2))
     """
     chosen = variant_of(fitted, variant)
-    damping = DAMPING[chosen] if damping is None else damping
-    if isinstance(damping, bool) or not isinstance(damping, int | float) or damping < 0:
-        raise ValueError(f"influences: damping={damping!r}; expected a number of at least 0, or None")
+    damping = DAMPING.get(chosen) if damping is None else damping
+    check_damping(damping)
     who = _checked(fitted, train, users, ranks)
     key = jax.random.key(0) if key is None else key
     degrees = np.asarray(train.degrees())
@@ -123,7 +122,7 @@ def influences(
             ranks=ranks,
             size=size,
             variant=chosen,
-            damping=float(damping),
+            damping=None if damping is None else float(damping),
             at_item=at_item,
             direct=direct,
         )
@@ -134,6 +133,17 @@ def influences(
         [np.pad(r, [(0, 0)] * (r.ndim - 1) + [(0, width - r.shape[-1])], constant_values=value) for r in rows]
     )
     return Influences(who, np.stack(item), np.stack(scores), pad(history, -1), pad(drop, 0), np.array(code))
+
+
+def check_damping(damping: Any) -> None:
+    """Refuse what is no damping.
+
+    Raises:
+        ValueError: neither None nor a finite number of at least 0.
+    """
+    number = isinstance(damping, int | float) and not isinstance(damping, bool)
+    if damping is not None and not (number and 0 <= damping < float("inf")):
+        raise ValueError(f"influences: damping={damping!r}; expected a number of at least 0, or None")
 
 
 def variant_of(fitted: Fitted, variant: Variant | None) -> Variant:
@@ -218,27 +228,28 @@ def _influences(
     ranks: int,
     size: int,
     variant: str,
-    damping: float,
+    damping: float | None,
     at_item: int,
     direct: bool,
 ) -> tuple[Array, ...]:
     model = fitted.model
+    solver = whole.solver_of(fitted, train, key, damping) if variant == "full" else None
 
     def one(user: Array) -> tuple[Array, ...]:
         own = blocks.own(train, user, size)
         raw = fitted.scores(user[None])[0]
         scores, item = lax.top_k(jnp.where(seen(train, user[None])[0], -jnp.inf, raw), ranks)
         args = (fitted, train, user, item.astype(jnp.int32), own)
-        if variant == "full":
-            drop, code = whole.drops(
-                *args, bilevel.cg(damping=damping, rtol=1e-4, max_steps=200), key, direct=direct
-            )
-        elif variant == "fast":
-            drop, code = blocks.of_pairs(*args, damping, at_item)
-        elif model.name == "rcf":
-            drop, code = blocks.of_rcf(*args, damping, key)
+        if solver is not None:
+            drop, code = whole.drops(*args, solver, key, direct=direct)
         else:
-            drop, code = blocks.of_user(*args, damping, key)
+            assert damping is not None  # few parameters have a number by default
+            if variant == "fast":
+                drop, code = blocks.of_pairs(*args, damping, at_item)
+            elif model.name == "rcf":
+                drop, code = blocks.of_rcf(*args, damping, key)
+            else:
+                drop, code = blocks.of_user(*args, damping, key)
         history = jnp.where(own.real, own.item, -1)
         return item, scores, history, jnp.where(own.real, drop, 0), jnp.max(code)
 

@@ -1,8 +1,9 @@
 """Is an explanation true? Train again without its set, several times, and look at the scores.
 
 Tran, Ghazimatin, Saha Roy, SIGIR 2021, section 4: a set is confirmed if, on average over five trainings without it, the
-predicted replacement outscores the recommended item. Training again changes rankings by itself, so the same trainings
-are also run with nothing removed: a set explains something where the swap comes with it and not without it.
+predicted replacement outscores the recommended item. A set for an item at any rank says that the item leaves a list of
+k: it is confirmed if at least k items are above it on average. Training again changes rankings by itself, so the same
+trainings are also run with nothing removed: a set explains something where the change comes with it and not without it.
 
 Many sets are trained at once: a removal is a mask over the events, all trainings share one compiled program, and
 `together` of them are mapped over.
@@ -21,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from models.data.interactions import Interactions
 from models.explain.explanation import Explanations, removals
-from models.recommender import Recommender, counts
+from models.recommender import Recommender, counts, given
 from models.train import fit
 
 
@@ -29,11 +30,13 @@ class Verified(NamedTuple):
     """What N explanations came to in S trainings.
 
     Attributes:
-        confirmed: (N,) without the set the replacement outscores the item on average; False where none was found.
-        control: (N,) the same with nothing removed: the swap does not need the set.
+        confirmed: (N,) without the set the replacement outscores the item on average, or the item leaves its list;
+            False where none was found.
+        control: (N,) the same with nothing removed: it does not need the set.
         gap: (N, S) score of the item minus the replacement's without the set; NaN where none was found.
         control_gap: (N, S) with nothing removed.
         rank: (N, S) place of the item among those the user had not seen, from 0, without the set; -1: none was found.
+        control_rank: (N, S) with nothing removed.
     """
 
     confirmed: Bool[np.ndarray, " N"]
@@ -41,6 +44,7 @@ class Verified(NamedTuple):
     gap: Float[np.ndarray, "N S"]
     control_gap: Float[np.ndarray, "N S"]
     rank: Int[np.ndarray, "N S"]
+    control_rank: Int[np.ndarray, "N S"]
 
 
 def verify(
@@ -49,6 +53,7 @@ def verify(
     explanations: Explanations,
     key: Key[Array, ""],
     *,
+    k: int | None = None,
     seeds: int = 5,
     params0: Any = None,
     together: int = 8,
@@ -61,6 +66,8 @@ def verify(
         train: the data that were explained.
         explanations: with their replacements. A set that several of one user share is trained once.
         key: of all trainings; the s-th of each set and of the control share one key.
+        k: length of the lists that items were to leave, for explanations of given items; None: of best items, which are
+            to fall behind their replacements.
         seeds: S >= 1 trainings of each set.
         params0: start from these parameters instead of fresh ones.
         together: trainings mapped over at once, >= 1; memory grows with it.
@@ -70,7 +77,8 @@ def verify(
         ValueError: a number outside its range.
 
     Reference: Tran, Ghazimatin, Saha Roy, SIGIR 2021, section 4, and released code, which trains RCF from fresh
-    parameters and NCF from the trained ones. **Differs from the paper:** the control.
+    parameters and NCF from the trained ones. **Differs from the paper:** the control; items at any rank, whose average
+    place, from 0, is to be at least k.
 
     >>> from models.explain.explanation import made
     >>> from models.itempop import itempop
@@ -79,7 +87,7 @@ def verify(
     >>> verify(itempop(), train, asked, jax.random.key(0), seeds=1).gap.tolist()  # one click each
     [[0.0]]
     """
-    counts("verify", seeds=seeds, together=together)
+    counts("verify", seeds=seeds, together=together, **given(k=k))
     masks, found, users = removals(explanations, train), explanations.found, explanations.user
     codes = [(int(user), mask.tobytes()) for user, mask in zip(users, masks, strict=True)]
     chosen = {code: n for n, code in enumerate(codes) if found[n]}  # one training a set
@@ -91,18 +99,20 @@ def verify(
     asked = np.unique(users[found])
     plain = [np.asarray(_all(model, train, one, params0, jnp.asarray(asked))) for one in keys] if jobs else []
     gap, control = (np.full((len(users), seeds), np.nan) for _ in range(2))
-    rank = np.full((len(users), seeds), -1, np.int32)
+    rank, control_rank = (np.full((len(users), seeds), -1, np.int32) for _ in range(2))
     for n in np.flatnonzero(found):
         item, other = explanations.item[n], explanations.replacement[n]
         after = np.stack([again[chosen[codes[n]], s] for s in range(seeds)])
         before = np.stack([scores[np.searchsorted(asked, users[n])] for scores in plain])
         gap[n], control[n] = after[:, item] - after[:, other], before[:, item] - before[:, other]
         unseen = ~np.isin(np.arange(train.items), _items(train, users[n]))
-        rank[n] = np.sum((after > after[:, item, None]) & unseen, axis=1)
-    swapped = lambda gaps: np.array(
-        [there and bool(row.mean() < 0) for there, row in zip(found, gaps, strict=True)]
-    )
-    return Verified(swapped(gap), swapped(control), gap, control, rank)
+        rank[n], control_rank[n] = (
+            np.sum((scores > scores[:, item, None]) & unseen, axis=1) for scores in (after, before)
+        )
+    behind = lambda gaps: gaps.mean(1) < 0  # NaN, which is not, where none was found
+    left = lambda ranks: found & (ranks.mean(1) >= k)
+    hold = (behind(gap), behind(control)) if k is None else (left(rank), left(control_rank))
+    return Verified(*hold, gap, control, rank, control_rank)
 
 
 def _items(train: Interactions, user: int) -> Int[np.ndarray, " M"]:

@@ -14,9 +14,11 @@ from attacks.driver import describe
 from attacks.surrogate import make_estimator
 from models import ncr
 from models.data import Interactions, Profiles
+from models.ncf import gmf
 from models.wrmf import wrmf
 
 TARGETS = jnp.array([1, 8])
+SPENT = {"fakes": 3, "budget": 3}
 
 
 class State(NamedTuple):
@@ -75,18 +77,25 @@ def test_a_revadv_run_continues_to_the_same_bytes(counting, train, key, tmp_path
 @pytest.mark.parametrize(
     "attack",
     [
-        attacks.srwa(fakes=3, budget=3, steps=2, sweeps=3, users=5, k=3, stages=3),
-        pytest.param(
-            attacks.hcars(
-                ncr.ncr(factors=4, epochs=1), fakes=3, budget=3, climb=2, refine=1, refit_every=1, stages=3
-            ),
-            marks=pytest.mark.slow,
+        attacks.srwa(**SPENT, steps=2, sweeps=3, users=5, k=3, stages=3),
+        *(
+            pytest.param(attack, marks=pytest.mark.slow)
+            for attack in (
+                attacks.hcars(
+                    ncr.ncr(factors=4, epochs=1), **SPENT, climb=2, refine=1, refit_every=1, stages=3
+                ),
+                attacks.pga(**SPENT, track="implicit", gradient="unrolled", steps=3, factors=2, sweeps=2),
+                attacks.rapu_g(wrmf(factors=2, epochs=3), **SPENT, steps=3, tau=2, em_iterations=2, k=3),
+                attacks.aush(**SPENT, steps=3, selected=2, generator_batch=4, discriminator_batch=4),
+                attacks.dl_attack(
+                    **SPENT, surrogate=gmf(factors=2, epochs=1), rounds=1, users=2, k=3, stages=3
+                ),
+            )
         ),
     ],
     ids=lambda attack: attack.name,
 )
-def test_a_killed_run_of_fake_users_in_turn_continues_to_the_same_bytes(train, key, tmp_path, attack):
-
+def test_a_killed_run_continues_to_the_same_bytes(train, key, tmp_path, attack):
     def killed(block):
         if block.done == 2:
             raise KeyboardInterrupt

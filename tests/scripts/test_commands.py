@@ -62,6 +62,20 @@ def main(script, *arguments):
     MODULES[script].main(tyro.cli(MODULES[script].Options, args=[*map(str, arguments), "--quiet"]))
 
 
+LEARNED = (
+    "--attack",
+    "revadv",
+    "--surrogate",
+    "wrmf",
+    "--fakes",
+    3,
+    "--budget",
+    2,
+    "--k",
+    5,
+    "--knows",
+    "--defense",
+)
 HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
 
 
@@ -91,6 +105,26 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_defense", ("--k", 5, "--defense", "filter:duplicate,level=5"), "level=5"),
         ("run_defense", ("--k", 5, "--budget", 2, "--defense", "apt"), "items=400; the data have"),
         ("run_defense", ("--k", 16, "--budget", 2), "k=16: expected a length"),
+        ("run_defense", ("--k", 5, "--defense", "apt,items=3,pretrain=100"), "pretrain=100 epochs, but wrmf"),
+        ("run_defense", ("--k", 5, "--defense", "pcmf"), "pcmf learns from ratings"),
+        (
+            "run_defense",
+            ("--k", 5, "--model", "itempop", "--defense", "filter:knn,space=victim"),
+            "no vector for each",
+        ),
+        (
+            "run_defense",
+            ("--k", 5, "--budget", 2, "--fakes", 3, "--knows"),
+            "'random' has no training .* revadv, rapu-g have",
+        ),
+        ("run_defense", (*LEARNED, "none"), "nothing to know of --defense none"),
+        ("run_defense", (*LEARNED, "filter:lof"), "knows filter:lof: nobody can differentiate .* filter:knn"),
+        ("run_defense", (*LEARNED, "filter:knn,space=victim"), "nobody can differentiate"),
+        (
+            "run_defense",
+            (*LEARNED, "at", "--surrogate", "als"),
+            "knows at: adversarial: als is not trained by gradient",
+        ),
         ("run_explain", ("--k", 15, "--rank", 1), "expected 1 to 14"),
         ("run_explain", ("--k", 5, "--model", "itempop"), "itempop learns no parameters"),
         ("run_training", ("--k", 16), "k=16: expected a length"),

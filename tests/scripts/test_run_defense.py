@@ -7,12 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tyro
 
-from experiments import names
+from experiments import defended, names
 from models.data import Profiles
 from models.mf import mf
 
@@ -88,7 +89,7 @@ def test_a_row_a_defense(ratings, tmp_path, capsys):
     ],
 )
 def test_the_bonus_of_a_preset_keeps_its_share_of_the_largest_rating(text, grid, bonus, selection):
-    helpers = names.defense(text, mf(), grid).__self__.helpers
+    helpers = names.defense(text, mf(), grid).hardened.helpers
     assert (helpers.bonus, helpers.grid, helpers.selection) == (bonus, grid, selection)
     assert helpers.temperature == 20.0 + 20 * ("film" in text) - 10 * ("yelp" in text)
 
@@ -113,12 +114,76 @@ def test_saved_fake_users_are_judged_by_their_own_targets_and_told_apart_by_what
     [
         (["--attack", "average"], "--attack: no attack is run beside --profiles"),
         (["--fakes", "4", "--budget", "3"], "--fakes, --budget: no attack is run beside --profiles"),
+        (["--knows"], "--knows: no attack is run beside --profiles"),
         (["--targets", "i1,i2"], "was made for the targets [2]"),
     ],
 )
 def test_what_saved_fake_users_contradict_is_an_error(ratings, tmp_path, given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         inside(*ratings, *saved(tmp_path / "made.npz", [2]), *given, "--out", str(tmp_path), "--quiet")
+
+
+@pytest.fixture(scope="module")
+def clicks(tmp_path_factory):
+    cells = np.argwhere(np.random.default_rng(0).random((30, 15)) < 0.5)
+    path = tmp_path_factory.mktemp("data") / "clicks.csv"
+    path.write_text("\n".join(["user,item", *(f"u{user},i{item}" for user, item in cells)]) + "\n")
+    learned = [
+        "--attack",
+        "revadv,projection=topk,steps=4",
+        "--surrogate",
+        "wrmf,factors=3,epochs=8,learning_rate=0.1",
+        "--knows",
+    ]
+    asked = ["--targets", "i13,i14", "--fakes", "4", "--budget", "3", "--k", "5", "--quiet"]
+    return ["--data", str(path), *asked, *learned]
+
+
+def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeypatch):
+    """Those of one who knows it click the targets, the others do not; the victim counts clicks."""
+    asked = []
+
+    def craft(plan, case, spec, out, stem, progress):
+        surrogate = plan.attack.config["surrogate"]
+        asked.append((surrogate.name, stem, dict(surrogate.config), spec.get("against")))
+        rows = np.zeros((4, 15))
+        rows[:, np.asarray(case.targets) if surrogate.name.startswith("filtered") else [0, 1]] = 1
+        return SimpleNamespace(profiles=Profiles.from_rows(rows, case.targets))
+
+    monkeypatch.setattr(defended, "craft", craft)
+    one, other = "filter:duplicate,level=0", "filter:knn,level=0"
+    inside(*clicks, "--model", "itempop", "--defense", "none", one, other, "--out", str(tmp_path))
+    assert [name for name, *_ in asked] == ["wrmf", "filtered-wrmf", "filtered-wrmf"]
+    assert [against for *_, against in asked] == [None, one, other]
+    assert len({stem for _, stem, *_ in asked}) == 3
+    assert asked[1][2]["cut"] != asked[2][2]["cut"]
+    (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
+    assert record["spec"]["knows"] == [one, other]
+    facts = record["spec"]["defenses"][one]
+    assert (facts["name"], facts["detector"], facts["space"]) == ("itempop", "duplicate", "clicks")
+    found = record["result"]["defenses"]
+    assert [set(found[name]) - {"clean", "attacked"} for name in found] == [set(), {"known"}, {"known"}]
+    for name in (one, other):
+        assert found[name]["known"]["hr_any"] > found[name]["attacked"]["hr_any"]
+        assert found[name]["known"]["clicks"] == 2
+    rows = (tmp_path / "table.md").read_text().splitlines()
+    cells = {row.split("|")[1].strip(): [cell.strip() for cell in row.split("|")[2:-1]] for row in rows[:5]}
+    assert cells["defense"][2:6] == ["attacked", "known", "RI", "RI, known"]
+    assert cells["none"][2] == cells["none"][3] == cells[one][2] != cells[one][3]
+
+
+@pytest.mark.slow
+def test_fake_users_of_one_who_knows_are_learned_behind_every_defense(clicks, tmp_path):
+    few = "users=3,items=4,pretrain=2,every=2,references=3,solver=identity"
+    chosen = ["none", "at,epsilon=0.5", f"apt,{few}"]
+    model = ["--model", "wrmf,factors=3,epochs=8,learning_rate=0.1"]
+    inside(*clicks, *model, "--defense", *chosen, "--out", str(tmp_path))
+    (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
+    found = record["result"]["defenses"]
+    assert all(0 <= found[name]["known"]["hr_any"] <= 1 for name in chosen[1:])
+    rows = [Profiles.load(file)[0].to_rows() for file in (tmp_path / "profiles").glob("*.npz")]
+    assert len(rows) == len(chosen)
+    assert any((other != rows[0]).any() for other in rows[1:])
 
 
 @pytest.mark.slow
@@ -139,9 +204,16 @@ def test_the_same_command_continues(ratings, tmp_path):
     assert {file.name: file.read_bytes() for file in (tmp_path / "records").glob("*.json")} == before
 
 
+def test_pcmf_is_what_the_studies_of_apt_call_so():
+    assert names.defense("pcmf", mf()).hardened.config["center"] is False
+    assert names.defense("pcmf,center=True,rank=3", mf()).hardened.config["center"] is True
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("filter:knn,space=here", "expected one of clicks, victim"),
+        ("filter:rdma,space=victim", "has no use for space=victim; lof, knn have"),
         ("atp", "did you mean 'a"),
         ("filter:rdna", "did you mean 'rdma'"),
         ("at:ml-100k", "has no presets"),

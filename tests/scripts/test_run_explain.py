@@ -1,5 +1,6 @@
 """run_explain.py from a file to explanations that are verified, and back from the saved model."""
 
+import importlib.util
 import json
 import subprocess
 import sys
@@ -7,6 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
+
+from experiments import explaining
+from models.explain.explanation import made
+from models.explain.verify import Verified
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -47,18 +53,68 @@ def test_explanations_are_written_and_verified(table, tmp_path):
     assert json.loads((tmp_path / "explanations.json").read_text())["explanations"] == record["explanations"]
 
 
+@pytest.mark.parametrize("rank", [None, 2])
+def test_the_question_reaches_the_search_and_the_verification(table, tmp_path, monkeypatch, capsys, rank):
+    """An item at a rank is to leave the list, the best item to fall behind another one."""
+    name = "run_explain_in_process"
+    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "run_explain.py")
+    script = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    told, best = {}, np.array([[3, 4, 5]])
+
+    def search(fitted, train, users, items, **options):
+        told["search"] = (items, options)
+        return made(np.asarray(users), np.array([3]), [[1]], np.array([9]))
+
+    def verify(*given, **options):
+        told["verify"] = options
+        yes, one = np.array([True]), np.array([[1]])
+        return Verified(yes, ~yes, -1.0 * one, 1.0 * one, 6 * one, one)
+
+    monkeypatch.setattr(explaining, "trained", lambda *given, **options: (None, {}))
+    monkeypatch.setattr(explaining, "top_k", lambda *given, **options: best)
+    monkeypatch.setattr(explaining, "counterfactual", search)
+    monkeypatch.setattr(explaining, "verify", verify)
+    options = [
+        "--data",
+        str(table),
+        "--model",
+        "lightgcn,factors=2",
+        "--users",
+        "u1,",
+        "--k",
+        "3",
+        "--verify",
+        "2",
+    ]
+    options += ["--damping", "0.5", "--out", str(tmp_path), *([] if rank is None else ["--rank", str(rank)])]
+    script.main(tyro.cli(script.Options, args=options))
+    items, asked = told["search"]
+    assert asked == {"k": 3, "method": "accent", "variant": None, "damping": 0.5}
+    assert items is None if rank is None else items.tolist() == [4]
+    assert told["verify"]["k"] == (None if rank is None else 3)
+    row = json.loads((tmp_path / "explanations.json").read_text())["explanations"][0]
+    assert (row["confirmed"], row["control"], row["rank"], row["control_rank"]) == (True, False, [7], [2])
+    said = "the other item is ahead" if rank is None else "the item is not among the best 3"
+    assert said in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.slow
 def test_the_saved_model_explains_and_errors_say_what_to_do(table, tmp_path):
     options = ["--data", table, "--model", "bpr,factors=3,epochs=30", "--k", 5, "--out", tmp_path]
     first = call(*options, "--users", "u1,u2")
     assert first.returncode == 0, first.stderr
-    again = call(*options, "--users", "u3,", "--rank", 2)
+    again = call(*options, "--users", "u3,", "--rank", 2, "--verify", 1)
     assert "trained before" in again.stderr
+    for row in json.loads((tmp_path / "explanations.json").read_text())["explanations"]:
+        assert not row["found"] or row["confirmed"] == (row["rank"][0] > 5)
     for given, text in [
         (["--users", "nobody,"], "no user nobody"),
         (["--users", 4000], "users with interactions to draw from"),
         (["--rank", 9], "a place in the list"),
         (["--method", "attention"], "bpr has no attention"),
+        (["--method", "attention", "--damping", 0.1], "leave out --variant and --damping"),
+        (["--damping", -1], "damping=-1"),
         (["--variant", "fast"], "needs ratings"),
     ]:
         done = call(*options, *given)

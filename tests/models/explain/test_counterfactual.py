@@ -62,6 +62,30 @@ def test_a_planted_explanation_is_found_and_true(fitted):
     assert np.all(seen.rank[1] < 2)
 
 
+def test_a_set_for_an_item_of_a_list_is_true_where_the_item_leaves_the_list(fitted):
+    """User 0 without its first kind: 4 and 5 fall behind 9 to 11, so out of a list of 3 and not out of one of 4.
+
+    So do they whatever replaces them, and being behind a replacement is not enough.
+    """
+    no, first = np.zeros(3, int), [0, 1, 2, 3]
+    asked = made(no, np.array([4, 4, 9]), [first, [6, 7, 8], first], np.array([5, 9, 4]))
+    by = {k: verify(MODEL, TRAIN, asked, jax.random.key(2), k=k, seeds=2, together=4) for k in (None, 3, 5)}
+    ranks, before = by[3].rank, by[3].control_rank
+    assert np.all(ranks[0] >= 3)  # of 4, behind 9 to 11
+    assert np.all(ranks[1:] < 3)
+    assert np.all(before[:2] < 3)
+    assert np.all(before[2] >= 2)  # of 9, behind 4 and 5
+    assert by[3].confirmed.tolist() == [True, False, False]
+    assert by[5].confirmed.tolist() == [False, False, False]
+    for k in (3, 5):
+        assert by[k].control.tolist() == (before.mean(1) >= k).tolist()
+    for one in by.values():  # the trainings are the same, what counts is not
+        assert np.array_equal(one.rank, ranks)
+        assert np.array_equal(one.control_rank, before)
+    assert by[None].confirmed.tolist() == (by[None].gap.mean(1) < 0).tolist()
+    assert by[None].control.tolist() == (by[None].control_gap.mean(1) < 0).tolist()
+
+
 @pytest.mark.slow
 def test_an_item_of_the_list_is_explained_at_its_rank(fitted):
     """By the predicted scores k items are above it then; an item that is not in the list has no explanation."""

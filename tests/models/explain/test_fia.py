@@ -317,6 +317,61 @@ def test_what_scores_read_of_the_data_is_gone_at_once(make, variant, reads):
         assert asked.code.tolist() == found.code[[1, 0, 1]].tolist()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make",
+    [
+        partial(itemae.itemae, hidden=(4,), epochs=30),
+        partial(lightgcn.lightgcn, factors=3, layers=1, l2=0.1, epochs=30, learning_rate=0.1),
+        partial(autorec.autorec, hidden=4, epochs=30),
+        partial(ngcf.ngcf, factors=3, layers=(3,), epochs=30),
+        partial(multvae.multvae, hidden=5, latent=3, dropout=0.0),
+    ],
+)
+def test_of_all_parameters_by_a_dense_solve(make, x64):
+    """After training the Hessian is not definite, and the default solves hold.
+
+    Against a damped Newton step for the loss less its event, in the formed Hessian, and what scores read of the event.
+    """
+    train, model, user, key = clicks(), make(), jnp.array(4), jax.random.key(3)
+    fitted = fit(model, train, jax.random.key(0))
+    found = influences(fitted, train, [4], 3, variant="full", key=key)
+    items, mine = jnp.asarray(found.item[0]), jnp.asarray(found.history[0])
+    params, data, x = fitted.params, fitted.data, fitted.x
+    flat, tree = ravel_pytree(params)
+    steps = model.trainer(train.users, train.items, 0, train.capacity).steps
+    ctx = bilevel.Ctx(key, jnp.asarray(steps - 1))
+
+    def without(z):
+        """Prepared again; an event among pairs keeps its place, its weight gone, so that the others draw the same."""
+        keep = (train.user != user) | (train.item != z)
+        rest = model.prepare(train.keep(keep))
+        pairs = getattr(data, "pairs", None)
+        return rest if pairs is None else rest._replace(pairs=pairs._replace(real=pairs.real & keep))
+
+    @jax.jit
+    def dense():
+        slope = jax.grad(lambda f, data: model.loss(tree(f), x, data, ctx))
+        scores = lambda f, data: model.scores(tree(f), x, data, user[None])[0, items]
+        each = lambda z: (slope(flat, without(z)) - slope(flat, data), scores(flat, without(z)))
+        return (
+            jax.jacfwd(slope)(flat, data),
+            jax.jacrev(scores)(flat, data),
+            scores(flat, data),
+            *jax.lax.map(each, mine),
+        )
+
+    H, rows, now, more, read = map(np.asarray, dense())
+    ends = bilevel.spectrum(lambda v: tree(H @ ravel_pytree(v)[0]), params, steps=20)
+    low, high = np.linalg.eigvalsh(H)[[0, -1]]
+    assert low < -1e-3 * high  # conjugate gradients without damping would meet negative curvature
+    moved = np.linalg.solve(H + float(ends.damping(whole.RELATIVE)) * np.eye(len(H)), -more.T)
+    through, at_once = -rows @ moved, now[:, None] - read.T
+    assert found.code.tolist() == [0]
+    assert np.abs(through).max() > 0.1 * np.abs(found.drop).max()
+    np.testing.assert_allclose(found.drop[0] - at_once, through, atol=1e-3 * np.abs(through).max())
+
+
 def reading(params, data, user, stop):
     """What a user's two latest clicks by time before a slot of NCR's data add up to."""
     history, known = ncr.premises(data, user, stop, 2)
