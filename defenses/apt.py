@@ -60,7 +60,7 @@ class Helpers:
 
     def check(self, model: Recommender, train: Interactions) -> None:
         """Whether they can be made of these data: users and items enough, the grid of the ratings."""
-        grid, highest = self.grid, model.config.get("highest", 1.0)
+        grid, highest = self.grid, model.config.get("highest")  # None: the model takes ratings as they are
         if self.references > train.users or self.items > train.items:
             raise ValueError(
                 f"apt: references={self.references}, items={self.items}; the data have {train.users} users and "
@@ -71,10 +71,15 @@ class Helpers:
                 f"apt: grid={grid!r} and {train.track} data; give the grid of the ratings, or None for clicks; "
                 "sequences are not served, because a row has no order"
             )
-        if grid is not None and grid[0] != highest:
+        if grid is not None and highest is not None and grid[0] != highest:
             raise ValueError(
                 f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
                 "the largest rating of the data"
+            )
+        if grid is not None and not isinstance(train.weight, Tracer) and train.weight.max() > grid[0]:
+            raise ValueError(
+                f"apt: a rating is {float(train.weight.max()):g}, more than the largest of grid={grid!r}; give the "
+                "grid of the data"
             )
 
     def renewed(self, model: Recommender, at: Point, key: Array, level: Any, number: int):
@@ -179,9 +184,9 @@ def apt(
         grid: largest rating and step of the grid, for ratings; None: clicks, which helpful users simply make.
         selection: "influence", or "random": APT-rand, uniform over all items and without the bonus.
         solver: how `H^-1` is applied: "cg" (damping 1e-3, 100 steps; at negative curvature the plain gradient is taken
-            instead), "gauss_newton" (CG on the positive part of H, for `mf`), "lissa" (1000 steps, scale 1),
-            "lissa_block" (the same with the products between different parameters left out), "identity" (the plain
-            gradient); or any solver of `bilevel`. Numbers are those of `mf` on ratings, see below.
+            instead), "gauss_newton" (CG on the positive part of H, for `mf`, `pmf`, `gmf` and `neumf` on ratings),
+            "lissa" (1000 steps, scale 1), "lissa_block" (the same with the products between different parameters left
+            out), "identity" (the plain gradient); or any solver of `bilevel`. Numbers are those of `mf`, see below.
         risk: "code": `sigmoid(L)`, which is to say the direction of the training loss; "paper": `sum sigmoid(e^2)` over
             the observed cells.
         references: users z of smallest norm whose influences are summed, >= 1. Solver, risk and references are of no
@@ -199,13 +204,13 @@ def apt(
     **Differs from the paper:** full Hessian with damping instead of the undamped block series by default; in our
     ablation the choice changes nothing measurable on MovieLens-100K, while for random targets on FilmTrust "cg" lets
     less through than the plain gradient. The series has all ratings in every term and always 1000 terms; the released
-    code takes 16,384 ratings a term, and 200 terms on the two larger data sets. A loss that is a sum, as those of
-    clicks are, has eigenvalues of any size, negative ones among them: there damping and scale are measured at each
-    renewal (a tenth of the largest eigenvalue, and twice the most negative one). Earlier helpful users count without
-    their ratings in a renewal. A rating of 0, which the code can draw with "random",
-    becomes the lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an
-    influence counts as negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users
-    without a click before the first renewal.
+    code takes 16,384 ratings a term, and 200 terms on the two larger data sets. Losses other than that of `mf`, sums
+    like those of clicks above all, have eigenvalues of any size, negative ones among them: there damping and scale are
+    measured at each renewal (a tenth of the largest eigenvalue, and twice the most negative one). Earlier helpful
+    users count without their ratings in a renewal. A rating of 0, which the code can draw with "random", becomes the
+    lowest of the grid. On clicks (the paper's future work) `L(z)` is over scores against clicks, an influence counts
+    as negative if it is below the row's mean, and a model with a loss over all cells (WRMF) sees users without a click
+    before the first renewal.
 
     **Where the published effect comes from:** the released code draws ratings from the data before the attack (`clean`
     in `Defense.fit`). Helpful users who imitate the poisoned data rate the targets as the attacker wants, and most of

@@ -96,7 +96,7 @@ def _renewing(defense: Defense) -> Recommender:
     def made(inner: bilevel.Inner, params, x, data: _Known, key) -> Float[Array, "n I"]:
         params, x = lax.stop_gradient((params, x))
         number = number_of(helpers.users, data.train.users)
-        level = None if helpers.grid is None else helpful.levels(data.train, highest)
+        level = None if helpers.grid is None else helpful.levels(data.train, helpers.grid[0])
         whole = beside(x, jnp.zeros((number, x.shape[1])))
         at = Point(Start(inner, params, whole, data.plain, key), params, whole, data.train)
         rows, _, _ = helpers.renewed(model, at, key, level, number)

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 import bilevel
+from models import mf, ncf, pairs
 from models.data import Interactions
 from models.recommender import Params, Recommender
 from models.train import Start
@@ -61,15 +62,16 @@ def influence_vector(
 
     Raises:
         ValueError: a recommender that follows no gradient of a loss (with AT inside there is no Hessian: "identity"
-            only), or "gauss_newton" on one whose loss is not the mean squared error of ratings.
+            only), or "gauss_newton" on one whose loss is not a mean squared error of ratings, see `SQUARED`.
 
     Reference: Wu et al., SIGIR 2021, eq. 5. **Differs from the paper:** its n, the number of ratings, is a factor; here
-    it is the number of users.
+    it is the number of users. The errors of the risk of "paper" are those that the recommender learns from: of
+    ratings less their mean, where it takes that off.
     """
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda params: model.loss(params, at.x, at.start.data, ctx)
     slope = jax.grad(loss if risk == "code" else _sum_of_risks(model, at, highest))(at.params)
-    moved, code = _inverse(model, at, loss, slope, solver)
+    moved, code = _inverse(model, at, ctx, loss, slope, solver)
     users = smallest(at.train, references)
     scores = lambda params: model.scores(params, at.x, at.start.data, users)
     along = jax.jvp(scores, (at.params,), (moved,))[1]
@@ -88,12 +90,25 @@ def smallest(train: Interactions, count: int) -> Int[Array, " n"]:
 
 def _sum_of_risks(model: Recommender, at: Point, highest: float) -> Callable[[Params], Array]:
     """`sum sigmoid(e^2)` less their number: `-sigmoid(-e^2)` keeps a slope where `sigmoid` has reached 1."""
+    target = at.train.weight / highest - _level(model, at)
 
     def risk(params):
-        error = at.train.weight / highest - _observed(model, at, params)
+        error = target - _observed(model, at, params)
         return -jnp.sum(jnp.where(at.train.mask, jax.nn.sigmoid(-(error**2)), 0))
 
     return risk
+
+
+CENTERED = ("pmf", "autorec")
+"""Recommenders that learn ratings, in their own unit, less the mean of all."""
+
+
+def _level(model: Recommender, at: Point) -> Float[Array, ""] | float:
+    """What the recommender takes off ratings: the mean of all, real and fake, or nothing."""
+    if at.train.track != "explicit" or model.name.rpartition("-")[2] not in CENTERED:
+        return 0.0
+    total = jnp.sum(at.train.weight) + jnp.sum(jnp.maximum(at.x, 0))
+    return total / jnp.maximum(at.train.count + jnp.sum(at.x > 0), 1)
 
 
 def _observed(model: Recommender, at: Point, params: Params) -> Float[Array, " E"]:
@@ -105,7 +120,30 @@ def _observed(model: Recommender, at: Point, params: Params) -> Float[Array, " E
     return model.score(embedding, jnp.arange(at.train.users))[user, item]
 
 
-def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tuple[Params, Int[Array, ""]]:
+SQUARED = ("mf", "pmf", "gmf", "neumf")
+"""Recommenders whose loss of ratings is the mean squared error of the observed ones and a penalty."""
+
+
+def _positive(model: Recommender, at: Point, ctx, loss) -> Callable[[Params], Array]:
+    """A function whose Hessian at `at.params` is the positive part of the loss's: Gauss-Newton and the penalty.
+
+    With residuals `e` held at their values, `mean (r - s)^2 + penalty + 2 mean e s` has the Hessian `2 mean grad s grad
+    s' + that of the penalty`: the last term cancels the curvature of the scores, `-2 mean e Hess s`.
+    """
+    user, item, rating, weight = mf.drawn(at.start.data, at.x, ctx, at.params["user"].shape[0])
+
+    def predicted(params):
+        if "last" in params:
+            return ncf.rated(params, user, item[:, None])[0][:, 0]
+        return jnp.sum(pairs.joined(params["user"], params["fake"])[user] * params["item"][item], 1)
+
+    residual = rating - _level(model, at) - predicted(at.params)
+    return lambda params: loss(params) + 2 * pairs.mean(weight, residual * predicted(params))
+
+
+def _inverse(
+    model: Recommender, at: Point, ctx, loss, slope: Params, solver
+) -> tuple[Params, Int[Array, ""]]:
     """`H^-1 slope` and what the solver says of it."""
     if at.start.inner.loss is None:
         raise ValueError(
@@ -118,25 +156,19 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
             f"apt: the steps of {model.name} follow no gradient (adversarial training), so that there is no Hessian to "
             "invert; give solver='identity'"
         )
-    ratings = model.name == "mf" and at.train.track == "explicit"
-    if solver == "gauss_newton" and not ratings:
+    explicit = at.train.track == "explicit"
+    if solver == "gauss_newton" and not (explicit and model.name in SQUARED):
         raise ValueError(
-            f"apt: solver='gauss_newton' is that of a mean squared error of ratings (mf), not of {model.name} on "
-            f"{at.train.track} data; expected 'cg', 'lissa', 'lissa_block', 'identity' or a solver of bilevel"
+            f"apt: solver='gauss_newton' is that of a mean squared error of ratings ({', '.join(SQUARED)}), not of "
+            f"{model.name} on {at.train.track} data; expected 'cg', 'lissa', 'lissa_block', 'identity' or a solver of "
+            "bilevel"
         )
-    full = jax.linearize(jax.grad(loss), at.params)[1]
-    if solver == "gauss_newton":
-        # Only the curvature of the squared errors counts, which the ratings do not change.
-        outer = lambda scores: jnp.sum(jnp.where(at.train.mask, scores**2, 0)) / at.train.count
-        product = lambda v: bilevel.gauss_newton_product(
-            lambda p: _observed(model, at, p), outer, at.params, v
-        )
-    elif solver == "lissa_block":
-        product = functools.partial(_by_leaf, full)
-    else:
-        product = full
-    if isinstance(solver, str) and not ratings:
-        found, bad = _by_spectrum(product, slope, series=solver != "cg"), (_INDEFINITE, _DIVERGED)
+    judged = _positive(model, at, ctx, loss) if solver == "gauss_newton" else loss
+    product = jax.linearize(jax.grad(judged), at.params)[1]
+    if solver == "lissa_block":
+        product = functools.partial(_by_leaf, product)
+    if isinstance(solver, str) and not (explicit and model.name == "mf"):
+        found, bad = _by_spectrum(product, slope, series="lissa" in solver), (_INDEFINITE, _DIVERGED)
     else:
         method = solver if isinstance(solver, bilevel.LinearSolver) else _of_ratings(series="lissa" in solver)
         found, bad = method(product, slope), (_INDEFINITE,) if method.name == "cg" else ()
@@ -146,7 +178,7 @@ def _inverse(model: Recommender, at: Point, loss, slope: Params, solver) -> tupl
 
 
 DAMPING, SERIES = 1e-3, 1000
-"""Of a mean squared error of ratings, and terms of LiSSA's series there, which act like this damping (1 / SERIES)."""
+"""Of `mf`'s error of scaled ratings, and terms of LiSSA's series there, which act like this damping (1 / SERIES)."""
 RELATIVE = 0.1
 """Of other losses, in their largest eigenvalue: about what `DAMPING` is on the ratings of MovieLens-100K (0.0086)."""
 

@@ -79,6 +79,9 @@ REASONS = (
     "poisonrec-table3",
     "lof and knn, as detectors and in the filter, look at the first singular directions of the clicks at hand, not at "
     "the victim's vectors of the users",
+    "left out: average and tna, which need ratings, and so PCMF among the defenses; middle and H-CARS's bandwagon, "
+    "heuristics between random and bandwagon; the supervised detectors as filters: they learn from labeled fake users, "
+    "which a filter here is not given (see detectors)",
 )
 """Why the grid is as it is."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ def table1_report(records: list[Record], folder: Path) -> Report:
         "published",
         "popularity",
     ]
-    header += ["similarity", "explained"]
+    header += ["similarity", "Jaccard", "accepted", "explained"]
     rows, claims, ordered = [], [], []
     for place, fraction in _places(records):
         for attack in (*MAIN, *MORE):
@@ -156,12 +157,14 @@ def table1_report(records: list[Record], folder: Path) -> Report:
         "best item of 60% of the users (2% on Yelp); explained: sets of questions, over the seeds; live: the share of "
         "the sets of which H-CARS's premises hold an item, the others teach it nothing; similarity: mean cosine "
         "between two fake users",
+        "Jaccard, accepted: what H-CARS says of its fake users: mean over pairs of them, and the share of pairs of a "
+        "fake user and a target for which inequality 12 holds",
         "the clicks of the sets are zeros with a click's weight to RAPU-R and DL-Attack; Bandwagon counts without them",
         "NCR learns for 10 epochs (2 on Yelp), of Adam at the paper's rate; H-CARS looks at 64 users for each fake one "
         "and on Yelp chooses from the most clicked tenth; DL-Attack on Yelp is the last in the list",
         "RCF is half as wide as ACCENT's and reads the latest 30 clicks, for speed",
         "no code of H-CARS was found: victims and surrogates have settings of ours where the paper gives none",
-        *soundness([record.result for record in records]),
+        *soundness(_answers(records)),
         *_tally(ordered),
         *claims,
     ]
@@ -169,6 +172,13 @@ def table1_report(records: list[Record], folder: Path) -> Report:
         notes += [f"{WORLDS[record.spec['data']].table}: {text}" for text in record.result["notes"]]
     pictures = [_picture(records, folder)] if rows else []
     return Report("H-CARS, Table 1", header, rows, list(dict.fromkeys(notes)), pictures)
+
+
+def _answers(records: list[Record]) -> list[dict[str, Any]]:
+    """What was told, once for each seed, victim and view: attacks that ask the same are told the same."""
+    telling = sorted((r for r in records if "asked" in r.result), key=lambda r: "unsound" in r.result)
+    place = lambda spec: tuple(spec[name] for name in ("data", "victim", "visible", "seed"))
+    return list({place(r.spec): r.result for r in telling}.values())
 
 
 def _row(records: list[Record], place: Place, attack: str, fraction: float, found: Hits) -> list[str]:
@@ -187,6 +197,8 @@ def _row(records: list[Record], place: Place, attack: str, fraction: float, foun
         "-" if paper is None else f"{paper:.2f}",
         value("popularity", 0),
         value("similarity", 2),
+        value("craft_jaccard", 2),
+        value("craft_accepted", 2),
         told_in(mine),
     ]
 

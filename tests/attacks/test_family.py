@@ -110,7 +110,9 @@ aush = functools.partial(attacks.aush, steps=2, selected=2, generator_batch=4, d
 pga = functools.partial(attacks.pga, steps=2, factors=2, sweeps=2)
 tna = functools.partial(attacks.tna, steps=2, k=3, stages=2, factors=2, sweeps=2)
 hcars = functools.partial(attacks.hcars, users=4, climb=2, refine=1)
-reasons = ncr(factors=2, epochs=1, batch=None, max_history=3)
+reasons = ncr(
+    factors=8, epochs=1, batch=None, max_history=3
+)  # with two factors all clauses may be one constant
 rapu_r = functools.partial(attacks.rapu_r, surrogate=wrmf(factors=2, epochs=2, form="dense"), pool=0.5)
 rapu_g = functools.partial(attacks.rapu_g, surrogate=TRAINED, steps=2, tau=2, em_iterations=4, k=3)
 poisonrec = functools.partial(against, attacks.poisonrec, steps=2, sets=3, width=4)
@@ -200,6 +202,11 @@ MEMBERS = {
     "revadv-demote": learned(attacks.revadv, projection="topk", goal="demote")._replace(budgets=(4,)),
     "revadv-availability": spoiling(learned(attacks.revadv, projection="topk", goal="availability")),
 }
+WITHOUT_CHANCE = {
+    *("top_popular", "power_item", "segment", "covisitation"),
+    *("top_popular-ratings", "segment-ratings", "covisitation-sequence"),
+}
+"""Members whose profiles follow from data and targets alone."""
 FAMILY = [
     pytest.param(
         name, budget, marks=[pytest.mark.slow] if number >= member.default else [], id=f"{name}-{budget}"
@@ -274,13 +281,19 @@ def scenarios(track, targets):
 
 
 @pytest.mark.parametrize(("name", "budget"), FAMILY)
-def test_profiles_are_legal_and_reproducible(made, name, budget):
+def test_profiles_are_legal_and_reproducible(made, record_property, name, budget):
     member, (attack, _) = MEMBERS[name], made(name, budget)
     keys, trains, targets = scenarios(member.track, member.many(budget))
     run = jax.jit(jax.vmap(attack))
     drawn = run(keys, trains, targets)
     for leaf, again in zip(jax.tree.leaves(drawn), jax.tree.leaves(run(keys, trains, targets)), strict=True):
         assert np.asarray(leaf).tobytes() == np.asarray(again).tobytes()
+    if budget == member.budgets[0]:
+        other = run(jax.random.split(jax.random.key(8), SCENARIOS), trains, targets)
+        same = all(
+            np.array_equal(*leaves) for leaves in zip(*map(jax.tree.leaves, (drawn, other)), strict=True)
+        )
+        assert same == (name in WITHOUT_CHANCE), "another key, other profiles"
     batch = jax.tree.map(np.asarray, drawn)
     np.testing.assert_array_equal(batch.targets, targets)
     for number in range(SCENARIOS):
@@ -295,22 +308,28 @@ def test_profiles_are_legal_and_reproducible(made, name, budget):
         if profiles.rows is not None and member.track == "explicit":
             assert np.isin(profiles.rows, np.append(0, np.arange(1, 6))).all(), f"scenario {number}"
     if budget == member.looped:
-        is_the_loop(made(name, budget), batch, keys, trains, targets)
+        record_property("identical", is_the_loop(made(name, budget), batch, keys, trains, targets))
     leaves_the_real_users_alone(trains, drawn)
 
 
 def is_the_loop(made, batch, keys, trains, targets):
-    """`vmap` over keys, data and targets gives what one call after the other does."""
+    """`vmap` over keys, data and targets gives what one call after the other does; the share of identical profiles.
+
+    In float32 a cell of a learned attack that is at the threshold may fall either way: a few fake users may differ, and
+    no scenario by more than a few cells. What draws or counts does not differ.
+    """
     (attack, run), same, host = made, [], jax.tree.map(np.asarray, (trains, targets))
     for number in LOOPED:
         train, own, expected = jax.tree.map(lambda leaf, number=number: leaf[number], (*host, batch))
         called = run(keys[number], train, own)
-        here = [(p.clicks if p.rows is None else p.rows) for p in (called, expected)]
-        same.append(np.asarray(here[0]) == here[1])
-    # float32: in a learned attack a cell at the threshold may fall either way.
-    assert np.mean(same) == 1 or (attack.steps and np.mean(same) > 0.95), (
-        f"{np.mean(same):.2%} of the cells agree"
+        here = [np.asarray(p.clicks if p.rows is None else p.rows) for p in (called, expected)]
+        same.append(here[0] == here[1])
+    share = np.mean(np.all(same, axis=2))
+    worst = np.min(np.mean(same, axis=(1, 2)))
+    assert share == 1 or (attack.steps and share > 0.9 and worst > 0.5), (
+        f"{share:.1%} of the fake users agree, of the worst scenario {worst:.1%} of the cells"
     )
+    return share
 
 
 INJECTED = jax.jit(jax.vmap(inject))

@@ -1,4 +1,4 @@
-"""APT: the influence vector by its definition and by retraining, the helpful users, and plain training without them."""
+"""APT: the influence vector by its definition and by retraining, the helpful users, and the training beside them."""
 
 import jax
 import jax.numpy as jnp
@@ -13,16 +13,20 @@ from scipy.stats import norm, rankdata
 import attacks
 import bilevel
 from defenses.adversarial import adversarial
-from defenses.apt import apt
+from defenses.apt import Helpers, apt
 from defenses.filtering import soft_filter
 from defenses.helped import apt_surrogate
 from defenses.helpful import choose, ratings
 from defenses.influence import RELATIVE, Point, influence_vector, smallest
 from models import registry
 from models.als import als
+from models.autorec import autorec
 from models.bpr import bpr
 from models.data import Interactions, Profiles, inject
+from models.data.relations import clusters
 from models.mf import mf
+from models.ncf import neumf
+from models.pmf import pmf
 from models.train import Start, begin, fit
 from models.wrmf import wrmf
 
@@ -41,15 +45,34 @@ def small(**changes):
     return mf(**{"factors": 3, "epochs": 8, "batch": None, "learning_rate": 0.3, **changes})
 
 
-def point(model, train, steps=None):
-    """Parameters after the model's training (or of `steps` by plain descent), in float64."""
-    start = begin(model, train, KEY)
+OF_RATINGS = {
+    "mf": small(l2=0.5),
+    "pmf": pmf(factors=3, epochs=8, batch=None, learning_rate=0.3, l2=0.5),
+    "autorec": autorec(hidden=3, epochs=8, learning_rate=0.1),
+    "neumf": neumf(
+        factors=2,
+        tower=2,
+        hidden=(3,),
+        epochs=8,
+        batch=None,
+        learning_rate=0.05,
+        l2=0.5,
+        weight_decay=0.1,
+        scale=0.5,
+        objective="ratings",
+    ),
+}
+
+
+def point(model, train, steps=None, x=None):
+    """Parameters after the model's training (or of `steps` by plain descent, 0: its first ones), in float64."""
+    start = begin(model, train, KEY, x)
     wide = lambda tree: jax.tree.map(
         lambda a: a.astype(jnp.float64) if jnp.issubdtype(a.dtype, jnp.floating) else a, tree
     )
-    start = Start(
-        start.inner, wide(start.params), jnp.zeros((0, I), jnp.float64), wide(start.data), start.key
-    )
+    start = Start(start.inner, wide(start.params), wide(start.x), wide(start.data), start.key)
+    if steps == 0:
+        return Point(start, start.params, start.x, train)
     inner = start.inner if steps is None else bilevel.gradient_descent(model.loss, optax.adam(0.02), steps)
     params = bilevel.detached(inner)(start.x, start.params, start.data, start.key)
     return Point(start, params, start.x, train)
@@ -63,12 +86,23 @@ def asked(model, at, **settings):
 # ------------------------------------------------------------------------------------------------ influence
 
 
-@pytest.mark.parametrize("risk", [pytest.param("code", marks=pytest.mark.slow), "paper"])
-def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
-    """`-(1/n) v' d/dz_j grad L(z)` with `L(z) = mean_j (z_j - p_z q_j)^2` written out, `v` by a dense inverse."""
-    model = small()
-    at = point(model, train)
-    found, _ = asked(model, at, solver=bilevel.dense(damping=1e-2), risk=risk, references=2, highest=5.0)
+@pytest.mark.parametrize(
+    ("name", "risk"),
+    [
+        ("pmf", "paper"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (("mf", "paper"), ("mf", "code"), ("autorec", "paper"), ("neumf", "paper"))
+        ),
+    ],
+)
+def test_the_vector_is_the_derivative_of_eq_5(x64, train, name, risk):
+    """`-(1/n) v' d/dz_j grad L(z)` with `L(z) = mean_j (z_j - s_zj)^2` written out, `v` by a dense inverse."""
+    model = OF_RATINGS[name]
+    at = point(model, train, steps=0)
+    highest = model.config.get("highest", 1.0)
+    level = jnp.sum(train.weight) / train.count if name in ("pmf", "autorec") else 0.0  # not learned
+    found, _ = asked(model, at, solver=bilevel.dense(damping=1e-2), risk=risk, references=2, highest=highest)
     flat, unravel = ravel_pytree(at.params)
     ctx = at.start.inner.final_context(at.start.key)
     loss = lambda theta: model.loss(unravel(theta), at.x, at.start.data, ctx)
@@ -76,8 +110,8 @@ def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
     def empirical(theta):
         if risk == "code":
             return loss(theta)  # the direction of sigmoid(L), whose factor no choice of items sees
-        params = unravel(theta)
-        error = train.weight / 5 - jnp.sum(params["user"][train.user] * params["item"][train.item], 1)
+        scores = model.scores(unravel(theta), at.x, at.start.data, jnp.arange(U))
+        error = train.weight / highest - level - scores[train.user, train.item]
         return jnp.sum(jnp.where(train.mask, jax.nn.sigmoid(error**2), 0))
 
     H, slope = jax.jit(lambda: (jax.hessian(loss)(flat), jax.grad(empirical)(flat)))()
@@ -85,8 +119,7 @@ def test_the_vector_is_the_derivative_of_eq_5(x64, train, risk):
     users = smallest(train, 2)
 
     def of_row(theta, z):
-        params = unravel(theta)
-        return jnp.sum(jnp.mean((z - params["user"][users] @ params["item"].T) ** 2, 1))
+        return jnp.sum(jnp.mean((z - model.scores(unravel(theta), at.x, at.start.data, users)) ** 2, 1))
 
     mixed = jax.jit(jax.jacfwd(jax.grad(of_row), argnums=1))(flat, jnp.zeros((2, I)))
     expected = -np.einsum("t,tzj->j", v, mixed) / U
@@ -145,36 +178,66 @@ def test_lissa_of_blocks_is_the_truncated_series_of_each_block(x64, train):
     np.testing.assert_allclose(found, 2 / (U * I) * expected, rtol=1e-6, atol=1e-14)
 
 
-def by_dense_gauss_newton(model, at):
-    """The influences with `H = 2 J'J / E + damping`, J the derivatives of the observed predictions, as a matrix."""
+def penalty(name, params, user, item):
+    """The penalty of each of `OF_RATINGS`, written out over the observed cells."""
+    p, q = jnp.concatenate([params["user"], params["fake"]])[user], params["item"][item]
+    if name == "mf":
+        return 0.5 * jnp.mean(p**2 + q**2)
+    looked_up = jnp.sum(p**2) + jnp.sum(q**2)
+    if name == "pmf":
+        return 0.25 * looked_up / len(user)
+    looked_up += jnp.sum(params["tower_user"][user] ** 2) + jnp.sum(params["tower_item"][item] ** 2)
+    return 0.25 * looked_up / len(user) + 0.05 * sum(jnp.sum(leaf**2) for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize("name", ["mf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("pmf", "neumf"))])
+def test_gauss_newton_is_the_positive_part_with_the_penalty(x64, train, rng, name):
+    """`H = 2 J'J / E + the penalty's Hessian`, J the derivatives of the observed scores; PMF with fake rows beside."""
+    fakes = 2 if name == "pmf" else 0
+    x = (rng.random((fakes, I)) < 0.5) * rng.integers(1, 6, (fakes, I)).astype(float)
+    model = OF_RATINGS[name]
+    at = point(model, train, steps=0, x=jnp.asarray(x))
+    highest = model.config.get("highest", 1.0)
+    found, code = asked(model, at, solver="gauss_newton", risk="code", references=3, highest=highest)
+    assert code == bilevel.Code.OK
     flat, back = ravel_pytree(at.params)
-    user, item, rating = (
-        np.asarray(v)[at.train.real()] for v in (at.train.user, at.train.item, at.train.weight)
+    user, item = np.nonzero(np.concatenate([train.dense(), x]))
+
+    def seen(flat):
+        params = back(flat)
+        every = {**params, "user": jnp.concatenate([params["user"], params["fake"]])}
+        return model.score(every, jnp.arange(U + fakes))[user, item]
+
+    ctx = at.start.inner.final_context(at.start.key)
+    loss = lambda flat: model.loss(back(flat), at.x, at.start.data, ctx)
+    hard = lambda flat: penalty(name, back(flat), user, item)
+    J, P, full, slope = map(
+        np.asarray,
+        jax.jit(
+            lambda: (
+                jax.jacobian(seen)(flat),
+                *(jax.hessian(f)(flat) for f in (hard, loss)),
+                jax.grad(loss)(flat),
+            )
+        )(),
     )
-    scores = lambda flat, rows: model.scores(back(flat), at.x, at.start.data, rows)
-    seen = lambda flat: scores(flat, jnp.arange(U))[user, item]
-    risk = lambda flat: jnp.sum(jax.nn.sigmoid((rating / 5 - seen(flat)) ** 2))
-    J = jax.jacobian(seen)(flat)
-    moved = jnp.linalg.solve(2 * J.T @ J / len(user) + 1e-3 * jnp.eye(flat.size), jax.grad(risk)(flat))
-    references = np.argsort([np.sum(rating[user == u] ** 2) for u in range(U)])[:3]
-    along = jax.jvp(lambda flat: scores(flat, jnp.asarray(references)), (flat,), (moved,))[1]
-    return 2 / (U * I) * along.sum(0)
+    H = 2 * J.T @ J / len(user) + P
+    assert np.linalg.eigvalsh(full)[0] < 0
+    damping = 1e-3 if name == "mf" else RELATIVE * np.linalg.eigvalsh(H)[-1]
+    moved = back(jnp.linalg.solve(H + damping * np.eye(flat.size), slope))
+    scores = lambda params: model.scores(params, at.x, at.start.data, smallest(train, 3))
+    exact = 2 / (U * I) * jax.jit(lambda: jax.jvp(scores, (at.params,), (moved,))[1].sum(0))()
+    np.testing.assert_allclose(found, exact, rtol=1e-2, atol=1e-3 * np.abs(exact).max())
 
 
 @pytest.mark.slow
 def test_solvers_agree_where_they_should(x64, train):
     model = small(l2=0.5)
     at = point(model, train, steps=400)
-    ask = lambda solver: influence_vector(model, at, solver=solver, risk="paper", references=3, highest=5.0)[
-        0
-    ]
+    ask = lambda solver: asked(model, at, solver=solver, risk="paper", references=3, highest=5.0)[0]
     exact = ask(bilevel.dense(damping=1e-3))
     np.testing.assert_allclose(ask("cg"), exact, rtol=1e-2, atol=1e-3 * np.abs(exact).max())
-    plain, gauss = ask("identity"), ask("gauss_newton")
-    np.testing.assert_allclose(
-        gauss, by_dense_gauss_newton(model, at), rtol=1e-2, atol=1e-3 * np.abs(gauss).max()
-    )
-    assert np.abs(np.asarray(plain - exact)).max() > 1e-3 * np.abs(np.asarray(exact)).max()
+    assert np.abs(np.asarray(ask("identity") - exact)).max() > 1e-3 * np.abs(np.asarray(exact)).max()
 
 
 OF_CLICKS = {
@@ -190,6 +253,7 @@ OF_CLICKS = {
     "lightgcn": {"factors": 2},
     "ngcf": {},
     "ncr": {"factors": 4},
+    "rcf": {"relations": clusters(np.arange(40) % 4), "factors": 2, "attention": 2, "hidden": (4,)},
 }
 
 
@@ -209,6 +273,48 @@ def test_on_clicks_somebody_helps_whatever_the_recommender(name, rng):
     assert np.isfinite(np.asarray(fitted.scores(jnp.arange(60)))).all()
 
 
+def of_one_rating(rng):
+    """Ratings of which those of an item are all the same: what a helpful user without a bonus gives it."""
+    return (rng.random((U, I)) < 0.6) * (1.0 + np.arange(I) % 5)
+
+
+@pytest.mark.parametrize(
+    "name", ["pmf", *(pytest.param(n, marks=pytest.mark.slow) for n in ("mf", "autorec", "neumf"))]
+)
+def test_on_ratings_somebody_helps_whatever_the_recommender(name, rng):
+    """PMF, AutoRec and NeuMF take ratings as they are: the unit of the helpful users is that of the grid."""
+    dense = of_one_rating(rng)
+    train, each = Interactions.from_dense(dense, track="explicit"), dense.max(0)
+    few = {"users": 3, "items": 4, "pretrain": 1, "every": 4, "references": 2, "bonus": 0.0}
+    defense = apt(OF_RATINGS[name], risk="paper", solver="identity", **few)
+    fitted, said = defense.trace(train, KEY)
+    assert (said["negative"] > 0).all()
+    rows = np.asarray(said["rows"])
+    np.testing.assert_allclose(rows, np.where(rows > 0, each, 0), rtol=1e-6)
+    assert np.isfinite(np.asarray(fitted.scores(jnp.arange(U)))).all()
+
+
+@pytest.mark.parametrize("name", [pytest.param("mf", marks=pytest.mark.slow), "pmf"])
+def test_helpful_users_of_the_surrogate_have_the_unit_of_its_model(name, rng):
+    """They are ratings of the grid; MF's fake rows are divided by the largest one, PMF's are not."""
+    dense = of_one_rating(rng)
+    train, model = Interactions.from_dense(dense, track="explicit"), OF_RATINGS[name]
+    known = apt_surrogate(apt(model, users=3, items=I, pretrain=1, every=4, references=2, selection="random"))
+    start = begin(known, train, KEY, jnp.zeros((2, I)))
+    inner = start.inner
+    assert inner.aux is not None
+    renew = inner.aux.update
+
+    @jax.jit
+    def at(step):
+        ctx = inner.context(start.key, step)
+        return renew(jnp.zeros((3, I)), start.params, start.x, start.data, ctx)
+
+    expected = np.tile(dense.max(0) / model.config.get("highest", 1.0), (3, 1))
+    np.testing.assert_allclose(at(1), expected, rtol=1e-6)  # an epoch is one step
+    np.testing.assert_array_equal(at(2), 0)  # not due: as they were
+
+
 def test_where_nobody_helps_it_says_so(train):
     nothing = lambda system: bilevel.dense().run(system._replace(b=jax.tree.map(jnp.zeros_like, system.b)))
     solver = bilevel.LinearSolver("nothing", {}, nothing)
@@ -220,12 +326,12 @@ def test_where_nobody_helps_it_says_so(train):
 def test_negative_curvature_is_refused(x64, train):
     """Conjugate gradients met it: the influences are the plain gradient's; a direct solver has no such limit."""
     model = small()
-    at = point(model, train)
-    ask = lambda solver: influence_vector(model, at, solver=solver, risk="paper", references=3, highest=5.0)
+    at = point(model, train, steps=0)
+    ask = lambda solver: asked(model, at, solver=solver, risk="paper", references=3, highest=5.0)
     refused, code = ask(bilevel.cg(damping=0.0, max_steps=200))
     assert code == bilevel.Code.INDEFINITE
-    np.testing.assert_array_equal(refused, ask("identity")[0])
-    assert (ask(bilevel.dense())[0] != refused).any()
+    np.testing.assert_allclose(refused, ask("identity")[0], rtol=1e-12)
+    assert np.abs(ask(bilevel.dense())[0] / refused - 1).max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -275,22 +381,76 @@ def test_what_has_no_such_curvature_is_refused(model, solver, match, rng):
 # ------------------------------------------------------------------------------------------------ the training
 
 
-@pytest.mark.parametrize("batch", [None, 16])
-def test_without_helpful_users_it_is_plain_training_bit_for_bit(train, batch):
-    model = small(batch=batch)
-    plain, defended = fit(model, train, KEY), apt(model, users=0).fit(train, KEY)
-    for a, b in zip(jax.tree.leaves(plain.params), jax.tree.leaves(defended.params), strict=True):
-        np.testing.assert_array_equal(a, b)
+LOOP = small(epochs=6, batch=16)
 
 
-def test_helpful_users_held_from_the_start_are_users_like_any_other_bit_for_bit(train):
-    """One renewal before the first epoch and none after it: the loop of APT is a plain training beside its rows."""
-    model = small(epochs=4, batch=16)
-    defense = apt(model, users=3, items=4, pretrain=0, every=4, references=1, selection="random")
-    fitted, told = defense.trace(train, KEY)
-    profiles = Profiles.from_rows(told["rows"], jnp.zeros(0, jnp.int32), track="explicit", width=4)
-    plain = fit(model, inject(train, profiles), jax.random.split(KEY)[0])
+def test_without_helpful_users_it_is_plain_training_bit_for_bit(train):
+    plain, defended = fit(LOOP, train, KEY), apt(LOOP, users=0).fit(train, KEY)
+    jax.tree.map(np.testing.assert_array_equal, defended.params, plain.params)
+
+
+def beside(train, rows, width=5):
+    return inject(train, Profiles.from_rows(rows, jnp.zeros(0, jnp.int32), track="explicit", width=width))
+
+
+def answering(params, key):
+    """Rows of three users that answer to the parameters and to the key, so that every renewal has its own."""
+    taste = jnp.sum(params["item"], 1)
+    wish = taste / jnp.std(taste) + jax.random.gumbel(key, (3, I))
+    return jnp.zeros((3, I)).at[jnp.arange(3)[:, None], jax.lax.top_k(wish, 5)[1]].set(4.0)
+
+
+def renewed_by(monkeypatch, rows):
+    """Helpful users are made by `rows(params, key)`."""
+    made = lambda self, model, at, key, level, number: (
+        rows(at.params, key),
+        -jnp.ones(I),
+        jnp.zeros((), jnp.int32),
+    )
+    monkeypatch.setattr(Helpers, "renewed", made)
+
+
+@pytest.mark.parametrize("every", [pytest.param(1, marks=pytest.mark.slow), 4])
+def test_helpful_users_that_stay_the_same_are_users_like_any_other_bit_for_bit(train, monkeypatch, every):
+    """However the epochs are cut into blocks, also with a shorter last one, it is one training on the same data."""
+    rows = jnp.where(jnp.arange(I) % 3 == jnp.arange(3)[:, None], 4.0, 0.0)
+    renewed_by(monkeypatch, lambda params, key: rows)
+    fitted = apt(LOOP, users=3, items=5, pretrain=0, every=every, references=1).fit(train, KEY)
+    plain = fit(LOOP, beside(train, rows), jax.random.split(KEY)[0])
     jax.tree.map(np.testing.assert_array_equal, fitted.params, plain.params)
+
+
+def test_the_loop_is_the_algorithm_by_hand(train, monkeypatch):
+    """One epoch alone, then renewals before epochs 1, 3 and 5, the optimizer's state and the count of steps kept."""
+    renewed_by(monkeypatch, answering)
+    fitted, told = apt(LOOP, users=3, items=5, pretrain=1, every=2, references=1).trace(train, KEY)
+    for_start, for_draws = jax.random.split(KEY)
+    start = begin(LOOP, beside(train, jnp.zeros((3, I)), 0), for_start)
+    before, after = start.inner, LOOP.trainer(U + 3, I, 0, train.capacity + 15)
+    assert before.steps_per_epoch < after.steps_per_epoch
+
+    def stepping(inner):
+        step = lambda state, data, at: inner.step(state, start.x, data, inner.context(start.key, at))[0]
+        return jax.jit(step)
+
+    first, then = stepping(before), stepping(after)
+    state = before.init(start.params, start.x, start.data, start.key)
+    for at in range(before.steps_per_epoch):
+        state = first(state, start.data, at)
+    rows, made = None, []
+    for epoch in range(1, 6):
+        if epoch % 2:
+            rows = answering(state.params, jax.random.fold_in(for_draws, epoch // 2))
+            made.append(np.asarray(rows))
+            data = LOOP.prepare(beside(train, rows))
+        for at in range(epoch * after.steps_per_epoch, (epoch + 1) * after.steps_per_epoch):
+            state = then(state, data, at)
+    assert (made[0] != made[1]).any()
+    np.testing.assert_array_equal(told["rows"], made[-1])
+    assert told["items"].shape == (3,)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), fitted.params, state.params
+    )
 
 
 def test_helpful_users_rate_items_and_vmap_over_keys_is_the_loop(train):
@@ -477,6 +637,8 @@ def test_what_does_not_fit_the_data(train):
         apt(small(), users=0.01).fit(train, KEY)
     with pytest.raises(ValueError, match="highest=5"):
         apt(small(), users=2, items=2, references=2, grid=(8.0, 1.0)).fit(train, KEY)
+    with pytest.raises(ValueError, match="more than the largest of grid"):
+        apt(OF_RATINGS["pmf"], users=2, items=2, references=2, grid=(4.0, 1.0)).fit(train, KEY)
     with pytest.raises(ValueError, match=r"users=2\.5 of"):
         apt(small(), users=2.5).fit(train, KEY)
     with pytest.raises(ValueError, match="references=50"):

@@ -25,7 +25,8 @@ def record(spec) -> Record:
     """HR by attack, about a thousandth a seed, a little more for long names, so that differences are not constant."""
     value = LEVEL.get(spec["attack"], 0.02) + spec["seed"] / 1000 * (1 + len(spec["attack"]) / 100)
     facts = {"popularity": 80.0, "similarity": 0.5, "asked": 566, "explained": 500}
-    facts |= {"live": 0.4 + spec["seed"] / 10} if spec["attack"].startswith("hcars") else {}
+    if spec["attack"].startswith("hcars"):
+        facts |= {"live": 0.4 + spec["seed"] / 10, "craft_jaccard": 0.9, "craft_accepted": 0.8}
     found = {"hr_any": value, "recall": 0.2, "targets": [1], "notes": ["a note"]}
     return Record(spec, found | ({} if spec["attack"] == "none" else facts), {"seconds": 9.0})
 
@@ -41,8 +42,9 @@ def test_table1_stands_beside_the_published_one_and_says_which_orders_hold(tmp_p
     assert row[5] == "5"
     assert row[6].startswith("4.21 [")
     assert row[7] == "0.82"
-    assert row[10] == "2500/2830, live 0.60"  # over the seeds, of different shares
-    assert next(r for r in made.rows if r[4] == "bandwagon")[10] == "2500/2830"
+    assert [cell.split()[0] for cell in row[10:12]] == ["0.90", "0.80"]
+    assert row[12] == "2500/2830, live 0.60"  # over the seeds, of different shares
+    assert next(r for r in made.rows if r[4] == "bandwagon")[10:] == ["-", "-", "2500/2830"]
     by = {r[4]: r for r in made.rows if r[:4] == ["ml", "NCF", "30%", "0.5%"]}
     assert (by["bandwagon"][7], by["top-popular"][7]) == ("0.02", "-")
     notes = "\n".join(made.notes)
