@@ -46,7 +46,7 @@ VECTOR = ("cg", "gauss-newton", "identity", "lissa-published", "lissa-block", "d
 LAST = ("lissa-block", "dense")
 SMALL_ONLY = ("lissa-block",)  # 2,000 products over all ratings: not within minutes at MovieLens-1M size
 DAMPING = 1e-3
-"""Of the Hessian of all parameters: APT's, 1/J of the published schedule. With 1e-4, the default of `models.explain`,
+"""Of the Hessian of all parameters: APT's, 1/J of the published schedule. With 1e-4
 it is not definite at this age (measured at 4 factors, MovieLens-100K: smallest eigenvalue -1.5e-4).
 """
 BLOCK_DAMPING = {"fast": 1e-6, "user": 1e-2}
