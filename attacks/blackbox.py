@@ -276,7 +276,7 @@ def _best(
 
 def _among(users: Any, count: int) -> np.ndarray:
     """The ids as an array, once they are known to be of real users."""
-    asked = np.asarray(users)
+    asked = np.asarray(users, dtype=None if np.size(users) else int)
     if asked.size and not 0 <= asked.min() <= asked.max() < count:
         raise ValueError(f"users {asked.min()}..{asked.max()}; the system has 0..{count - 1}")
     return asked

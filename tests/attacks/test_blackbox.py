@@ -138,6 +138,7 @@ def test_a_box_refuses(boxes, train, key):
     for box, users in itertools.product(boxes, ([-1], [USERS])):
         with pytest.raises(ValueError, match=r"the system has 0\.\.9"):
             box.recommend(np.array(users))
+        assert box.recommend([]).shape == (0, 4)
     with pytest.raises(ValueError, match="expected an integer in"):
         attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=0)
     with pytest.raises(ValueError, match="limit is 0"):

@@ -329,7 +329,7 @@ def is_the_loop(made, batch, keys, trains, targets):
     assert share == 1 or (attack.steps and share > 0.9 and worst > 0.5), (
         f"{share:.1%} of the fake users agree, of the worst scenario {worst:.1%} of the cells"
     )
-    return share
+    return float(share)
 
 
 INJECTED = jax.jit(jax.vmap(inject))
