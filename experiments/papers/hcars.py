@@ -282,10 +282,10 @@ def told_in(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def soundness(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The share of sets whose linear solve did not hold, and of how many victims that is known; nothing without sets.
+    """The share of sets whose linear solve did not hold, and of how many victims and views that is known; nothing without sets.
 
     >>> soundness([{"asked": 9, "explained": 8, "unsound": 2}, {"asked": 9, "explained": 6}, {"recall": 0.1}])
-    ['unsound, sets from a linear solve that did not hold: 25.0% (1 of 2 victims asked tell)']
+    ['unsound, sets from a linear solve that did not hold: 25.0% (1 of 2 views tell)']
     """
     asked = [one for one in results if "asked" in one]
     known = [one for one in asked if "unsound" in one]
@@ -294,7 +294,7 @@ def soundness(results: Sequence[Mapping[str, Any]]) -> list[str]:
     sets = sum(one["explained"] for one in known)
     share = f"{sum(one['unsound'] for one in known) / sets:.1%}" if sets else "unknown"
     what = "unsound, sets from a linear solve that did not hold"
-    return [f"{what}: {share} ({len(known)} of {len(asked)} victims asked tell)"]
+    return [f"{what}: {share} ({len(known)} of {len(asked)} views tell)"]
 
 
 def run(spec: Spec) -> dict[str, Any]:
