@@ -282,7 +282,7 @@ def told_in(results: Sequence[Mapping[str, Any]]) -> str:
 
 
 def soundness(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The share of sets whose linear solve did not hold, and of how many victims and views that is known; nothing without sets.
+    """The share of sets whose linear solve did not hold, and of how many views of victims that is known.
 
     >>> soundness([{"asked": 9, "explained": 8, "unsound": 2}, {"asked": 9, "explained": 6}, {"recall": 0.1}])
     ['unsound, sets from a linear solve that did not hold: 25.0% (1 of 2 views tell)']
