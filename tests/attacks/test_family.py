@@ -204,7 +204,7 @@ MEMBERS = {
 }
 WITHOUT_CHANCE = {
     *("top_popular", "power_item", "segment", "covisitation"),
-    *("top_popular-ratings", "segment-ratings", "covisitation-sequence"),
+    *("top_popular-ratings", "segment-ratings"),
 }
 """Members whose profiles follow from data and targets alone."""
 FAMILY = [
