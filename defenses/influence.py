@@ -201,7 +201,7 @@ def _by_spectrum(product, slope: Params, *, series: bool) -> bilevel.LinearResul
     """
     ends = bilevel.spectrum(product, slope, steps=20, start=slope)
     largest = jnp.maximum(ends.largest, 0)
-    damping = RELATIVE * largest + 2 * jnp.maximum(-ends.smallest, 0)
+    damping = ends.damping(RELATIVE)
     top = 1.05 * largest + damping  # Ritz values lie inside the spectrum
     unit = 1 / jnp.where(top > 0, top, 1)
     scaled = lambda v: jax.tree.map(lambda a, b: unit * (a + damping * b), product(v), v)

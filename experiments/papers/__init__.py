@@ -15,8 +15,8 @@ from experiments.papers import (
     peers,
     poisonrec,
     poisonrec_updates,
-    rapu,
     rapu_sweeps,
+    rapu_table2,
     revadv,
     revadv_gowalla,
 )
@@ -30,7 +30,7 @@ STUDIES: dict[str, Study] = {
         peers,
         revadv,
         revadv_gowalla,
-        rapu,
+        rapu_table2,
         rapu_sweeps,
         poisonrec,
         poisonrec_updates,

@@ -21,6 +21,7 @@ from experiments.papers import (
     poisonrec_updates,
     rapu,
     rapu_sweeps,
+    rapu_table2,
     revadv_gowalla,
 )
 from experiments.record import Record
@@ -43,8 +44,8 @@ def rapu_record(spec) -> Record:
 
 
 def test_rapu_table2_says_which_orderings_hold(tmp_path):
-    found = [rapu_record(spec) for spec in rapu.table2_cells(False) if spec["data"] == "ml"]
-    made = rapu.table2_report(found, tmp_path)
+    found = [rapu_record(spec) for spec in rapu_table2.table2_cells(False) if spec["data"] == "ml"]
+    made = rapu_table2.table2_report(found, tmp_path)
     row = next(r for r in made.rows if r[:4] == ["ml", "WRMF", "rapu-g", "3%"])
     assert row[5].startswith("0.2020")
     assert row[6] == "0.0950"
@@ -72,15 +73,17 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
 
 def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
     wanted = {"data": "ml", "victims": ["WRMF"], "fraction": 0.03}
-    cells = [c for c in rapu.table2_cells(False) if all(c.get(name) == v for name, v in wanted.items())]
+    cells = [
+        c for c in rapu_table2.table2_cells(False) if all(c.get(name) == v for name, v in wanted.items())
+    ]
     found = [rapu_record(spec) for spec in cells if spec["seed"] < (2 if spec["attack"] == "covis" else 5)]
-    claims = "\n".join(rapu.table2_report(found, tmp_path).notes)
+    claims = "\n".join(rapu_table2.table2_report(found, tmp_path).notes)
     assert "too few seeds: covis +0.000 (2 seeds)" in claims
     assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
     assert "ml, WRMF: over the 7 cells with three seeds or more, ours is off" in claims  # not none, not covis
     assert "to +113% (rapu-g 3%)" in claims  # 0.202 of 0.095
     alone = "\n".join(
-        rapu._claims("ml", rapu._points([r for r in found if r.spec["seed"] < 2], "ml", "WRMF"))
+        rapu_table2._claims("ml", rapu_table2._points([r for r in found if r.spec["seed"] < 2], "ml", "WRMF"))
     )
     assert "ml, 3%, minus top-popular: too few seeds: revadv, rapu-g" in alone
     assert (
@@ -90,7 +93,7 @@ def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
-    cells = rapu.table2_cells(False)
+    cells = rapu_table2.table2_cells(False)
     assert [spec["victims"] for spec in cells[:61]] == [["WRMF"]] * 60 + [["NCF"]]
     assert {spec["victims"][0] for spec in cells} == {"WRMF", "NCF", "LightGCN"}
     assert cells[0] == {
