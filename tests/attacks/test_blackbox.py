@@ -1,15 +1,12 @@
 """The black-box protocol: three adapters that agree, the query counter, explanations."""
 
 import itertools
-import json
-import urllib.error
-import urllib.request
 
 import numpy as np
 import pytest
 
 import attacks
-from attacks.blackbox import OverBudget, Unexplained
+from attacks.blackbox import OverBudget
 from models.data import Interactions, Profiles, new_items
 from models.itempop import itempop
 
@@ -99,29 +96,6 @@ def test_a_sampled_environment_estimates_from_users_drawn_anew(train, key):
     np.testing.assert_allclose(np.array(told) * 3 / USERS, np.round(np.array(told) * 3 / USERS), atol=1e-5)
     assert len(set(told)) > 1
     assert abs(np.mean(told) - truth) < 4 * np.std(told) / np.sqrt(len(told))
-
-
-def test_a_service_says_what_is_wrong(train, key):
-    box = attacks.Retrained(popular, train, TARGETS, key, candidates=4, k=2)
-    with attacks.serve(box, items=ITEMS + 3) as url:
-        service = attacks.Service(url)
-        with pytest.raises(ValueError, match=r"item 99 is outside 0\.\.14"):
-            service.inject(profiles([99], [0]))
-        with pytest.raises(ValueError, match=r"clicks holds 1\.5"):
-            service._ask("/inject", {"clicks": [[1.5, 0]]})
-        with pytest.raises(Unexplained, match="explainer="):
-            service.explain(0, 1)
-        with pytest.raises(ValueError, match="nothing at /reset"):
-            service._ask("/reset", {})
-        with pytest.raises(ValueError, match="lacks something"):
-            service._ask("/recommend", {})
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(urllib.request.Request(f"{url}/inject", b"{"))
-        assert "no JSON" in json.load(refused.value)["error"]
-    with pytest.raises(OSError, match="refused"):
-        attacks.Service(url, timeout=5).recnum()
-    with pytest.raises(ValueError, match="http://"):
-        attacks.Service("localhost:80")
 
 
 def test_a_box_refuses(boxes, train, key):
