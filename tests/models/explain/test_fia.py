@@ -507,3 +507,12 @@ def test_what_is_refused():
     graph = begun(lightgcn.lightgcn(factors=2), train)
     with pytest.raises(ValueError, match="rests on more than its user's own"):
         influences(graph, train, [0], 2, variant="user")
+
+
+def test_by_default_the_solves_of_a_trained_network_hold_where_a_fixed_damping_meets_negative_curvature():
+    """In float32, as it is used."""
+    train = clicks(users=30, items=20)
+    fitted = fit(itemae.itemae(hidden=(4,), epochs=40), train, jax.random.key(0))
+    solved = {d: influences(fitted, train, [0, 1], ranks=1, variant="full", damping=d) for d in (None, 1e-4)}
+    assert (solved[None].code == bilevel.Code.OK).all()
+    assert (solved[1e-4].code == bilevel.Code.INDEFINITE).all()
