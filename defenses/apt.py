@@ -76,11 +76,16 @@ class Helpers:
                 f"apt: the largest rating of grid={grid!r} is not that of {model.name}, highest={highest!r}; give both "
                 "the largest rating of the data"
             )
-        if grid is not None and not isinstance(train.weight, Tracer) and train.weight.max() > grid[0]:
-            raise ValueError(
-                f"apt: a rating is {float(train.weight.max()):g}, more than the largest of grid={grid!r}; give the "
-                "grid of the data"
-            )
+        self.in_grid(train)
+
+    def in_grid(self, data: Interactions) -> None:
+        """Whether the ratings are of the grid, where they can be seen; those that helpful users imitate as well."""
+        if self.grid is None or isinstance(data.weight, Tracer) or data.weight.max() <= self.grid[0]:
+            return
+        raise ValueError(
+            f"apt: a rating is {float(data.weight.max()):g}, more than the largest of grid={self.grid!r}; give the grid "
+            "of the data"
+        )
 
     def renewed(self, model: Recommender, at: Point, key: Array, level: Any, number: int):
         """New helpful users (n, I) in the unit of the data, the influences behind them, and the solver's code."""
@@ -240,6 +245,8 @@ def apt(
 
     def trace(train: Interactions, key: Array, clean: Interactions | None = None):
         number = _number(helpers, model, train)
+        if number and clean is not None:
+            helpers.in_grid(clean)
         fitted, told = _train(train, key, train if clean is None else clean, number)
         _warn(model, told)
         return fitted, told
