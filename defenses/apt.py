@@ -83,8 +83,8 @@ class Helpers:
         if self.grid is None or isinstance(data.weight, Tracer) or data.weight.max() <= self.grid[0]:
             return
         raise ValueError(
-            f"apt: a rating is {float(data.weight.max()):g}, more than the largest of grid={self.grid!r}; give the grid "
-            "of the data"
+            f"apt: a rating is {float(data.weight.max()):g}, more than the largest of grid={self.grid!r}; give the "
+            "grid of the data"
         )
 
     def renewed(self, model: Recommender, at: Point, key: Array, level: Any, number: int):

@@ -641,8 +641,8 @@ def test_what_does_not_fit_the_data(train):
         apt(small(), users=2, items=2, references=2, grid=(8.0, 1.0)).fit(train, KEY)
     with pytest.raises(ValueError, match="more than the largest of grid"):
         apt(OF_RATINGS["pmf"], users=2, items=2, references=2, grid=(4.0, 1.0)).fit(train, KEY)
+    doubled = dataclasses.replace(train, weight=2 * train.weight)
     with pytest.raises(ValueError, match="more than the largest of grid"):
-        doubled = dataclasses.replace(train, weight=2 * train.weight)
         apt(OF_RATINGS["pmf"], users=2, items=2, references=2, grid=(5.0, 1.0)).fit(train, KEY, clean=doubled)
     with pytest.raises(ValueError, match=r"users=2\.5 of"):
         apt(small(), users=2.5).fit(train, KEY)
