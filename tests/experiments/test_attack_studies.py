@@ -13,6 +13,7 @@ from bilevel import Code
 from experiments.papers import (
     STUDIES,
     defense_grid,
+    defense_page,
     detectability,
     detectors,
     poisonrec,
@@ -505,7 +506,7 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
         if spec["defense"] == "detectors":
             areas = {"knn": {"auc": 0.9}, "rdma": {"auc": 0.4}}
             return Record(spec, {"detectors": areas}, ABOUT)
-        value = 0.02 if spec["defense"] == "apt" else 0.1
+        value = 0.02 if spec["defense"] == "apt" else 0.15 if spec["attack"] == "adaptive-rapu-g" else 0.1
         helped = {"negative": [0.0, 0.5], "items": [0.0, 100.0], "code": [0, int(Code.INDEFINITE)]}
         helped = helped if spec["defense"] in ("apt", "apt-cg") else {}
         return Record(
@@ -514,7 +515,7 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
 
     cells = defense_grid.cells(False)
     assert len({str(spec) for spec in cells}) == len(cells)
-    made = defense_grid.table([record(spec) for spec in cells], tmp_path)
+    made = defense_page.table([record(spec) for spec in cells], tmp_path)
     lines = len(defense_grid.ATTACKS) + 1  # and the recall that is left
     assert [row[0] for row in made.rows] == ["WRMF"] * lines + ["NCF"] * lines
     adaptive = next(row for row in made.rows if row[:2] == ["NCF", "adaptive"])
@@ -528,6 +529,18 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     )
     assert "none -0.080 [-0.080, -0.080] below, random -0.080" in paired
     assert "adaptive" not in paired  # another attack against each defense
+    notes = "\n".join(made.notes)
+    assert "WRMF, filter:knn minus no defense, paired by seed: none +0.000" in notes
+    assert (
+        "NCF, minus random, both behind apt, paired by seed: popular +0.000 [+0.000, +0.000] undecided"
+        in notes
+    )
+    knows = (
+        "WRMF, adaptive-rapu-g minus rapu-g-no-pgm, which knows of no defense, paired by seed: at +0.050 ["
+    )
+    assert knows in notes
+    held = next(note for note in made.notes if note.startswith("WRMF, adaptive-held minus revadv"))
+    assert held.count("undecided") == 2  # apt and apt-rand
     assert "apt-cg, WRMF: 54 of 108 renewals met negative curvature and took the plain gradient" in made.notes
     assert made.pictures[0].stat().st_size > 1000
     assert "recommends nothing" not in "\n".join(made.notes)
@@ -539,7 +552,7 @@ def test_the_grid_says_which_defense_leaves_no_recommender(tmp_path):
         return Record(spec, {"victim": {"hr_any": 0.1, "recall": recall}}, ABOUT)
 
     cells = [spec for spec in defense_grid.cells(False) if spec["defense"] != "detectors"]
-    notes = defense_grid.table([record(spec) for spec in cells], tmp_path).notes
+    notes = defense_page.table([record(spec) for spec in cells], tmp_path).notes
     assert [note for note in notes if "recommends nothing" in note] == [
         "NCF behind at recommends nothing any more (recall 0.050 of 0.450): its hit rates say nothing about attacks"
     ]
