@@ -181,7 +181,7 @@ def distance_to_stationarity(
       symmetric: whether `J` is a Hessian.
 
     Returns:
-      A scalar: 0 at a solution, infinite where the loss curves down along the search.
+      A scalar: 0 at a solution, infinite where the loss curves down along the search or `F` is not finite.
 
     **Differs from the paper:** no paper; the rule is ours. On a toy WRMF problem (1000 x 300, D = 16, Adam)
     it is 0.3 to 1.1 after 100 steps, 0.3 after 500 and 0.006 after 2000, in agreement with the full Newton
@@ -195,10 +195,13 @@ def distance_to_stationarity(
     size = jnp.maximum(
         jnp.asarray(trees.norm(params) if size is None else size, norm.dtype), jnp.finfo(norm.dtype).tiny
     )
-    if symmetric:
-        return jnp.where(norm == 0, 0, _newton_by_cg(along, g, norm / size, steps) / size)
-
-    return jnp.where(norm == 0, 0, _newton_by_sweeps(along, g, steps) / size)
+    if symmetric:  # of g at norm 1: the squares of a large or a small one overflow or underflow
+        safe = jnp.where(norm > 0, norm, 1)
+        unit = jax.tree.map(lambda leaf: (leaf / safe).astype(leaf.dtype), g)
+        left = _newton_by_cg(along, unit, norm / size, steps) * norm
+    else:
+        left = _newton_by_sweeps(along, g, steps)
+    return jnp.where(norm == 0, 0, jnp.where(jnp.isfinite(norm), left / size, jnp.inf))
 
 
 def _newton_by_sweeps(product: Callable[[Any], Any], g: Any, steps: int) -> Array:
@@ -217,11 +220,10 @@ def _newton_by_sweeps(product: Callable[[Any], Any], g: Any, steps: int) -> Arra
 
 
 def _newton_by_cg(product: Callable[[Any], Any], g: Any, flat: Array, steps: int) -> Array:
-    """The norm of the CG iterate for `J d = g`, infinite where `J` is negative along the search.
+    """The norm of the CG iterate for `J d = g`, `|g| = 1`, infinite where `J` is negative along the search.
 
-    After the first step, directions in which the curvature is below `flat = |g| / |theta|` end the search
-    without a
-    verdict: near a solution they are symmetries (see `Point.flat`), in which a step changes nothing.
+    After the first step, directions in which the curvature is below `flat` end the search without a verdict: near
+    a solution they are symmetries (see `Point.flat`), in which a step changes nothing.
     """
     gamma = trees.dot(g, g)
 

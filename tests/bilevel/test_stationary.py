@@ -5,8 +5,11 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+import bilevel
+from bilevel import Code
 from bilevel.stationary import distance_to_stationarity
 
 KEY = jax.random.key(0)
@@ -29,6 +32,27 @@ def test_distance_to_stationarity_is_a_lower_bound_without_a_unit(x64):
         assert float(measure(-1.0, 1.0, p)) == np.inf
     assert 0 < distances[0] < distances[1] < distances[2] <= newton * (1 + 1e-6)
     assert float(distance_to_stationarity(lambda p: jnp.ones(6), p)) == np.inf
+
+
+def test_the_distance_has_no_unit_in_float32_either():
+    """Squares of such gradients overflow or underflow: a run that diverged must not pass for converged."""
+    p = jnp.array([2.0, 3.0])
+    measure = jax.jit(lambda scale: distance_to_stationarity(lambda p: scale * (p - 1), p))
+    newton = float(jnp.linalg.norm(p - 1) / jnp.linalg.norm(p))
+    for scale in (1e-30, 1e-20, 1e-13, 1.0, 1e13, 1e20, 1e30):
+        assert float(measure(scale)) == pytest.approx(newton, rel=1e-5), scale
+        assert float(measure(-scale)) == np.inf, scale
+    assert float(measure(3e38)) == np.inf  # the gradient itself overflows
+
+
+def test_diverged_training_is_not_ok():
+    """Descent on a quartic whose gradient overflows while the parameters and the linear solve are finite."""
+    quartic = lambda p, x, data, ctx: jnp.sum((p - x) ** 4)
+    solve = bilevel.implicit(bilevel.gradient_descent(quartic, optax.sgd(1.0), 3))
+    judged = jax.jit(bilevel.value_and_hypergrad(lambda p, x, data: jnp.sum(p), solve))
+    found = judged(jnp.array([1.0, -1.0]), jnp.array([2.5, 1.0]), None, KEY)
+    assert np.all(np.isfinite(found.grad))
+    assert Code(int(found.diagnosis.code)) is Code.NOT_STATIONARY
 
 
 def _distance(a, solution, steps, scale, unit, p):
