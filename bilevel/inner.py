@@ -20,6 +20,7 @@ import optax
 from jaxtyping import Array, Bool, Int
 
 from bilevel import trees
+from bilevel.products import hessian_and_cross
 from bilevel.safe import differentiable
 from bilevel.shuffle import shuffled
 
@@ -57,8 +58,9 @@ class Structure(NamedTuple):
     * `blocks(params, x, data, ctx)`: diagonal blocks of the Hessian, a leaf `(n, D)` of the parameters giving
       `(n, D, D)`;
     * `solve(params, x, data, ctx, b)`: its own product with the inverse Hessian;
-    * `gradient`: False where the loss holds a part of itself constant. A step then follows a field that is no
-      gradient, `product` is the adjoint of that field, and `implicit` refuses the loop.
+    * `gradient`: False where the loss has a derivative rule of its own that is not its true derivative: it holds
+      a part of itself constant, or clips. A step then follows a field that is no gradient; the field's adjoint is
+      `product`, or else its `vjp`, and `implicit` refuses the loop.
     """
 
     product: Callable[..., Any] | None = None
@@ -195,7 +197,8 @@ def gradient_descent(
 
     Args:
       loss: `loss(params, x, data, ctx) -> scalar`, twice differentiable in `params` and `x`. It must not
-        close over a traced value.
+        close over a traced value. Where it has a rule (`jax.custom_vjp`, `jax.custom_jvp`) that is not its
+        true derivative, say so by `structure=Structure(gradient=False)`: nothing else can tell.
       optimizer: any optax transformation, as it is; square roots of exact zeros are made safe (`bilevel.safe`).
       steps: `L >= 1`.
       batches: `minibatches(count, size)`, or None for the full batch; the loss then reads `ctx.batch.index`
@@ -334,20 +337,22 @@ def fixed_point(update: Callable[..., Any], steps: int, *, batches: Minibatches 
 
 
 def _product(loss, structure, params, x, data, ctx, v, wants):
-    """`(H v, d/dx <g, v>, d/ddata <g, v>)`: one `jvp` of the gradient in `(params, x, data)` along `v` in `params`."""
+    """`(H v, d/dx <g, v>, d/ddata <g, v>)`: one `jvp` of the gradient in `(params, x, data)` along `v` in `params`.
+
+    The `vjp` of `g` where `g` is no gradient: only a symmetric derivative is its own adjoint.
+    """
     if structure.product is not None and not wants.data:
         through, x_bar = structure.product(params, x, data, ctx, v)
         return through, trees.split(x_bar).inexact, None
-    x_halves, data_halves = trees.split(x), trees.split(data)
-
-    def joined(params, x_inexact, data_inexact):
-        held = (trees.join(x_inexact, x_halves.rest), trees.join(data_inexact, data_halves.rest))
-        return loss(params, *held, ctx)
-
-    wanted = (0, 1, 2) if wants.data else (0, 1)
-    gradients = jax.grad(joined, wanted)
-    _, products = jax.jvp(lambda p: gradients(p, x_halves.inexact, data_halves.inexact), (params,), (v,))
-    return products[0], products[1], products[2] if wants.data else None
+    pair = (x, data if wants.data else None)
+    whole = lambda params, pair: loss(params, pair[0], pair[1] if wants.data else data, ctx)
+    if structure.gradient:
+        through, (x_bar, data_bar) = hessian_and_cross(whole, params, pair, v)
+    else:
+        halves = trees.split(pair)
+        field = lambda params, inexact: jax.grad(whole)(params, trees.join(inexact, halves.rest))
+        through, (x_bar, data_bar) = jax.vjp(field, params, halves.inexact)[1](v)
+    return through, x_bar, data_bar
 
 
 def _like(new, old):

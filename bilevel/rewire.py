@@ -24,7 +24,8 @@ def with_loss(inner: Inner, loss: Callable[..., Array], structure: Structure | N
       inner: made by `gradient_descent`.
       loss: `(params, x, data, ctx) -> scalar`.
       structure: what the new loss has; that of the old one is dropped. Where the loss holds a part of itself constant,
-        a step follows a field that is no gradient: give its adjoint as `product`, and `gradient=False`.
+        a step follows a field that is no gradient: give `gradient=False`, and its adjoint as `product` where that is
+        cheaper than the `vjp` of the field.
 
     Raises:
       TypeError: a fixed-point loop, which has no loss.

@@ -186,16 +186,7 @@ class _Hard:
         if inner.loss is None:
             raise ValueError(f"adversarial: {self.model.name} is not trained by gradient descent")
         structure = bilevel.Structure(product=self.product(inner, first), gradient=False)
-        hard = bilevel.with_loss(inner, self.loss_from(inner.loss, first), structure)
-
-        def pull(state, saved, x, data, ctx, bar, wants):
-            if wants.data:
-                raise TypeError(
-                    "adversarial: no derivative with respect to data; pass what is differentiated as x"
-                )
-            return hard.pull(state, saved, x, data, ctx, bar, wants)
-
-        return dataclasses.replace(hard, pull=pull)
+        return bilevel.with_loss(inner, self.loss_from(inner.loss, first), structure)
 
 
 def worst(slope: Params, epsilon: float, tables: Sequence[str] | None) -> Params:

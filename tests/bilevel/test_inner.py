@@ -60,6 +60,61 @@ def test_context_tells_key_step_and_aux():
         assert float(slope) == 0.0
 
 
+def clipping():
+    """A loss that clips its own gradient: `tanh` of the true one."""
+    clip = jax.custom_vjp(lambda p: p)
+    clip.defvjp(lambda p: (p, None), lambda _, g: (jnp.tanh(g),))
+    return lambda p, x, A, ctx: 0.5 * clip(p) @ A @ clip(p) - clip(p) @ x
+
+
+def holding():
+    """Adversarial training: the loss at parameters moved along its gradient, and the move held constant."""
+    plain = lambda p, x, A, ctx: jnp.sum(jnp.tanh(A @ p - x) ** 2) + 0.1 * jnp.sum(p**2)
+    move = lambda p, x, A, ctx: 0.3 * jnp.sin(jax.grad(plain)(p, x, A, ctx))
+    loss = jax.custom_jvp(lambda p, x, A, ctx: plain(p + move(p, x, A, ctx), x, A, ctx))
+
+    @loss.defjvp
+    def _(at, along):
+        held = move(*at)
+        return jax.jvp(lambda p, x, A: plain(p + held, x, A, at[3]), at[:3], along[:3])
+
+    return loss
+
+
+@pytest.mark.parametrize("make", [clipping, holding])
+def test_a_field_that_is_no_gradient(x64, make):
+    """Every estimator against central differences of the loop run again, in `x` and in `data`."""
+    loss, start = make(), jnp.full(3, 0.2)
+    descend = lambda **own: bilevel.gradient_descent(
+        loss, optax.sgd(0.2), 6, structure=bilevel.Structure(gradient=False, **own)
+    )
+    product = lambda p, x, A, ctx, v: jax.vjp(lambda p, x: jax.grad(loss)(p, x, A, ctx), p, x)[1](v)
+    loop, told = descend(), descend(product=product)
+    root = bilevel.fixed_point(lambda p, x, A, ctx: p - 0.02 * jax.grad(loss)(p, x, A, ctx), 2000)
+    estimators = {
+        loop: [bilevel.unrolled(loop, memory=memory) for memory in ("keep", "adjoint", "replay", "lean")]
+        + [bilevel.truncated(loop, 6), bilevel.unrolled(told)],
+        root: [bilevel.implicit(root, bilevel.dense())],
+    }
+    value = lambda solve, at: jnp.sum(solve(at[0], start, at[1], KEY) ** 2)
+    A = jnp.array([[1.0, 0.5, 0.2], [0.5, 2.0, 0.3], [0.2, 0.3, 1.5]])
+    flat, unflatten = jax.flatten_util.ravel_pytree((jnp.array([0.5, 0.1, -0.4]), A))
+    for inner, solves in estimators.items():
+        moved = jax.jit(jax.vmap(lambda f, inner=inner: value(bilevel.detached(inner), unflatten(f))))
+        expected = (moved(flat + 1e-5 * jnp.eye(12)) - moved(flat - 1e-5 * jnp.eye(12))) / 2e-5
+        slopes = jax.jit(
+            lambda f, solves=solves: [jax.grad(lambda f: value(s, unflatten(f)))(f) for s in solves]
+        )
+        for solve, slope in zip(solves, slopes(flat), strict=True):
+            np.testing.assert_allclose(slope, expected, rtol=1e-6, atol=1e-8, err_msg=repr(solve))
+    only_x = jax.grad(lambda x: value(bilevel.unrolled(told), (x, A)))(unflatten(flat)[0])
+    np.testing.assert_allclose(
+        only_x, jax.grad(lambda x: value(estimators[loop][0], (x, A)))(unflatten(flat)[0])
+    )
+    with pytest.raises(ValueError, match="gradient of no loss"):
+        bilevel.implicit(loop)
+
+
 def test_carry_keeps_its_dtypes():
     scale = optax.stateless(lambda updates, params: jax.tree.map(lambda u: u * jnp.float32(0.5), updates))
     loss = lambda p, x, data, ctx: jnp.sum((p.astype(jnp.float32) - x) ** 2)
