@@ -96,7 +96,7 @@ def implicit(
         )
     if structure is None:
         structure = inner.structure if objective is None else Structure()
-    problem = Problem(objective or inner.loss, inner.update, structure, inner)
+    problem = Problem(objective or inner.loss, structure, inner)
     solver = problem.choose(linear_solver, "implicit")
 
     def run(x, params0, data, key, wants: Wants):
@@ -181,7 +181,7 @@ def influence(
     """
     check_number("influence", "tolerance", tolerance, low=0, strict=True)
     ctx = Ctx(jax.random.key(0), jnp.asarray(0)) if ctx is None else ctx
-    problem = Problem(loss, None, structure or Structure(), None)
+    problem = Problem(loss, structure or Structure(), None)
     solver = problem.choose(solver, "influence")
     halves = trees.split(x)
 

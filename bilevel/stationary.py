@@ -22,10 +22,9 @@ from bilevel.products import cross_product, hvp
 
 
 class Problem(NamedTuple):
-    """What is zero at a solution: the gradient of `loss`, else `theta - update(theta)`; `inner` lends its batches."""
+    """What is zero at a solution: the gradient of `loss`, else the loop's own condition; `inner` lends its batches."""
 
     loss: Any
-    update: Any
     structure: Structure
     inner: Inner | None
 
@@ -38,7 +37,8 @@ class Problem(NamedTuple):
         """`F(params; x, data)`, like `params`."""
         if self.symmetric:
             return jax.grad(self.loss)(params, x, data, ctx)
-        return jax.tree.map(jnp.subtract, params, self.update(params, x, data, ctx))
+        assert self.inner is not None  # without a loss there is a loop
+        return self.inner.stationarity(params, x, data, ctx)
 
     def choose(self, solver: LinearSolver | None, caller: str) -> LinearSolver | None:
         """The solver to use, checked against what the problem has; None stands for the structure's own `solve`.

@@ -254,6 +254,16 @@ def test_fixed_point_loops_are_not_symmetric(x64, solver):
     assert Code(int(run(early).diagnosis.code)) is Code.NOT_STATIONARY
 
 
+def test_parameters_of_another_dtype_than_x(x64):
+    """float32 parameters moved by a float64 `x`, by JAX's derivative and with a diagnosis."""
+    solve = implicit(bilevel.fixed_point(lambda p, x, data, ctx: 0.5 * p + x, 60))
+    at = (jnp.ones(2), jnp.zeros(2, jnp.float32), None, KEY)
+    judged = jax.jit(value_and_hypergrad(lambda p, x, data: jnp.sum(p), solve))(*at)
+    assert Code(int(judged.diagnosis.code)) is Code.OK
+    for slope in (judged.grad, jax.jit(jax.grad(lambda *at: jnp.sum(solve(*at))))(*at)):
+        np.testing.assert_allclose(slope, 2.0, rtol=1e-6)
+
+
 def test_auxiliary_state_of_any_dtype_rides_along(x64):
     """The point is judged with the state the loop ended with, and no derivative flows through it."""
     aux = bilevel.Aux(
