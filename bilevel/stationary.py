@@ -123,9 +123,9 @@ class Point:
         return trees.norm(self.condition(self.params)) / jnp.maximum(size, jnp.finfo(size.dtype).tiny)
 
     def sampled(self, v: Any, key: Array) -> Any:
-        """The Hessian product of the loss on a fresh minibatch."""
+        """The Hessian product of the loss on a fresh minibatch, at the step where the point is judged."""
         assert self.problem.inner is not None  # checked by Problem.choose
-        ctx = self.problem.inner.context(key, 0, self.ctx.aux)
+        ctx = self.problem.inner.context(key, 0, self.ctx.aux)._replace(step=self.ctx.step)
         return hvp(self.problem.loss, self.params, v, self.x, self.data, ctx)
 
     def cross(self, w: Any, data: bool) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""The distance to a solution: without a unit, from below."""
+"""The condition at a point: the distance to a solution, without a unit and from below; products of minibatches."""
 
 from functools import partial
 
@@ -73,3 +73,16 @@ def test_unsymmetric_distance_extrapolates_slow_sweeps(x64):
     assert float(straight) == pytest.approx(float(jnp.linalg.norm(p - solution) / jnp.linalg.norm(p)))
     growing = distance_to_stationarity(lambda p: -0.01 * (p - solution), p, symmetric=False)
     assert float(growing) == np.inf
+
+
+def test_minibatch_products_are_those_of_the_last_step():
+    """A loss annealed by the step: its Hessian is 10 times as large after 9 steps as at the first."""
+
+    def loss(p, x, rows, ctx):
+        return (1 + ctx.step) * jnp.mean(jnp.where(ctx.batch.mask, (rows[ctx.batch.index] - p - x) ** 2, 0))
+
+    inner = bilevel.gradient_descent(loss, optax.sgd(1e-3), 9, batches=bilevel.minibatches(8, 8))
+    solve = bilevel.implicit(inner, bilevel.lissa(200, scale=30.0, minibatch=True))
+    found = jax.jit(bilevel.value_and_hypergrad(lambda p, x, rows: p, solve))(2.5, 1.0, jnp.arange(8.0), KEY)
+    assert Code(int(found.diagnosis.code)) is Code.OK
+    np.testing.assert_allclose(found.grad, -1.0, rtol=1e-4)
