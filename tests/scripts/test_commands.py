@@ -97,6 +97,12 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ),
         ("run_attack", ("--attack", "poisonrec", "--victim", "itempop", "--k", 5), "give --track sequence"),
         ("run_attack", ("--attack", "tna", "--fakes", 3, "--budget", 2), "expected 'explicit'"),
+        ("run_attack", (*HEURISTIC, "--victim", "itempop", "gru4rec,epochs=1"), "give --track sequence"),
+        (
+            "run_attack",
+            (*HEURISTIC, "--track", "explicit", "--victim", "ncr,epochs=1"),
+            "leave out --track explicit",
+        ),
         (
             "run_attack",
             ("--attack", "hcars", "--surrogate", "wrmf", "--fakes", 3, "--budget", 2),
@@ -105,6 +111,11 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_defense", ("--k", 5, "--defense", "filter:duplicate,level=5"), "level=5"),
         ("run_defense", ("--k", 5, "--budget", 2, "--defense", "apt"), "items=400; the data have"),
         ("run_defense", ("--k", 16, "--budget", 2), "k=16: expected a length"),
+        (
+            "run_defense",
+            ("--k", 5, "--budget", 2, "--fakes", 3, "--model", "mf"),
+            "mf learns .* give --track explicit",
+        ),
         ("run_defense", ("--k", 5, "--defense", "apt,items=3,pretrain=100"), "pretrain=100 epochs, but wrmf"),
         ("run_defense", ("--k", 5, "--defense", "pcmf"), "pcmf learns from ratings"),
         (
@@ -128,6 +139,7 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_explain", ("--k", 15, "--rank", 1), "expected 1 to 14"),
         ("run_explain", ("--k", 5, "--model", "itempop"), "itempop learns no parameters"),
         ("run_training", ("--k", 16), "k=16: expected a length"),
+        ("run_training", ("--k", 5, "--model", "gru4rec"), "give --track sequence"),
         ("run_training", ("--k", 5, "--recommend", "u1", "--count", 16), "k=16: expected a length"),
         ("run_training", ("--k", 5, "--metric", "recall", "--patience", 2), "--metric, --patience: no use"),
     ],
