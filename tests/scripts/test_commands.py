@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -164,6 +165,23 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(SystemExit, match=r"run_attack: .*out"), plainly("run_attack"):
         (tmp_path / "out").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["revadv-movielens"], "reproduce: BILEVEL_DATA=.*nowhere is not a folder"),
+        (["revadv-movielens", "--report-only"], "reproduce: revadv-movielens has no records in .*r; run it"),
+        (["revadv-movielens", "--cell", "seed"], "reproduce: --cell seed: 'seed' is not name=value"),
+        (["revadv-movie"], "reproduce: no study 'revadv-movie'; did you mean 'revadv-movielens'"),
+    ],
+)
+def test_a_study_that_cannot_run_ends_in_one_line(tmp_path, monkeypatch, asked, message):
+    monkeypatch.setenv("BILEVEL_DATA", str(tmp_path / "nowhere"))
+    kept = ["--quick", "--records", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *asked, *kept])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(ROOT / "scripts" / "reproduce.py"), run_name="__main__")
 
 
 def test_fake_users_of_other_data_are_not_judged(clicks, tmp_path):
