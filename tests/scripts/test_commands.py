@@ -227,6 +227,29 @@ def test_a_history_without_a_test_metric_is_drawn(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("codes", "note"),
+    [
+        ([[5, 5], [0, 5]], "code OK in 1 of 4 outer steps; NOT_STATIONARY in 3: .* train longer"),
+        ([[0, 0], [0, 0]], "code OK in 4 of 4 outer steps$"),
+        ([None, None], None),
+    ],
+)
+def test_a_table_says_whether_the_gradient_is_to_be_believed(tmp_path, codes, note):
+    facts = {"clicks": 2.0, "popularity": 1.0, "similarity": 0.5, "craft_seconds": 1.0}
+    at = {"hr_any": 0.5, "recall": 0.5}
+    told = facts | {"victims": {"itempop": {"clean": at, "attacked": at}}}
+    records = [
+        Record({}, told | {"history": {} if of is None else {"code": of}}, {"peak_rss": 1}) for of in codes
+    ]
+    plan = Campaign(None, random(fakes=2, budget=2), {"itempop": itempop()}, "toy", None, None, 5, (0, 1))
+    outcome.present(records, plan, tmp_path)
+    notes = [line for line in (tmp_path / "table.md").read_text().splitlines() if "gradient:" in line]
+    assert len(notes) == (note is not None)
+    assert note is None or re.search(note, notes[0])
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
     ("call", "message"),
     [
         (lambda: attacks.hcars("wrmf", fakes=2, budget=3), "expected a Recommender"),
