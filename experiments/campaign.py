@@ -8,9 +8,11 @@ inside a seed from the attack's last snapshot, and ends with the same bytes.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
+import jax
 import numpy as np
 
 import attacks
@@ -19,7 +21,8 @@ from attacks.driver import describe
 from bilevel.atomic import plain
 from experiments.pipeline import Case, judge, make_case, profile_facts, toy_case
 from experiments.record import Record, Records
-from models.data import PUBLISHED, Dataset, Profiles, pick_targets
+from models.data import PUBLISHED, Dataset, Interactions, Profiles, pick_targets
+from models.data.interactions import Track
 from models.recommender import Recommender
 from models.saved import facts
 
@@ -54,7 +57,7 @@ def check(campaign: Campaign) -> None:
 
     Raises:
         TypeError, ValueError: a setting the data or the targets have no use for, unknown targets, lists longer than
-            there are items, or what `attacks.checks.check` refuses.
+            there are items, a victim that does not learn from such data, or what `attacks.checks.check` refuses.
     """
     case = case_of(campaign, campaign.seeds[0])
     check_length(campaign.k, case.train.items)
@@ -65,6 +68,8 @@ def check(campaign: Campaign) -> None:
                 f"on the {case.train.track!r} one: give --track {campaign.attack.threat.track}, or another attack"
             )
         attacks.check(campaign.attack.threat, case.keys["attack"], case.train, case.targets)
+    for text, victim in campaign.victims.items():
+        check_learns(text, victim, case.train)
 
 
 def check_length(k: int, items: int) -> None:
@@ -80,6 +85,51 @@ def check_length(k: int, items: int) -> None:
     """
     if not 1 <= k <= items:
         raise ValueError(f"k={k}: expected a length of lists of 1 to {items}, all items there are")
+
+
+def check_learns(text: str, model: Recommender, train: Interactions) -> None:
+    """Refuse a recommender that would not learn from the data, before anything is computed.
+
+    Args:
+        text: what it was given as.
+        model: the recommender.
+        train: the data, or data like them.
+
+    Raises:
+        ValueError: data on a track it does not learn from, or what else it refuses of them.
+
+    >>> from models.mf import mf
+    >>> check_learns("mf", mf(), Interactions.from_arrays([0, 1], [1, 0]))
+    Traceback (most recent call last):
+    ...
+    ValueError: mf learns on the track explicit, and the data are read on the implicit one: give --track explicit, or
+    another recommender
+    """
+    try:
+        _trace(model, train)
+    except ValueError as problem:
+        tracks = [track for track in get_args(Track) if track != train.track and _learns(model, train, track)]
+        if not tracks:
+            raise ValueError(f"{text}: {problem}") from problem
+        what = f"leave out --track {train.track}" if "implicit" in tracks else f"give --track {tracks[0]}"
+        raise ValueError(
+            f"{text} learns on the track {' or '.join(tracks)}, and the data are read on the {train.track} one: "
+            f"{what}, or another recommender"
+        ) from problem
+
+
+def _learns(model: Recommender, train: Interactions, track: Track) -> bool:
+    try:
+        _trace(model, replace(train, track=track))
+    except ValueError:
+        return False
+    return True
+
+
+def _trace(model: Recommender, train: Interactions) -> None:
+    """What of a training reads the data's facts, without its numbers."""
+    model.trainer(train.users, train.items, 0, train.capacity)
+    jax.eval_shape(model.prepare, train)
 
 
 def case_of(campaign: Campaign, seed: int) -> Case:
@@ -234,6 +284,8 @@ def judge_again(
         raise ValueError(
             f"{path}: its targets are {meta['targets']}, but the data give {np.asarray(case.targets).tolist()}"
         )
+    for text, victim in victims.items():
+        check_learns(text, victim, case.train)
     return judged(again, case, profiles, say), length
 
 

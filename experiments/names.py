@@ -115,12 +115,13 @@ def _relations(name: str, data: Dataset | None, file: str | None) -> relations.R
     return relations.load(path, data.item_ids).relations
 
 
-def attack(text: str, *, box: Mapping[str, Any] | None = None, **arguments: Any) -> Attack:
+def attack(text: str, *, box: Mapping[str, Any] | None = None, hint: str = "", **arguments: Any) -> Attack:
     """An attack from `name[,argument=value...]`, and arguments of which those that are None are left out.
 
     Args:
         text: what it is; for a black-box attack with arguments of `attacks.environment` among its own.
         box: arguments of the environment, which is then made around the recommender given as `environment`.
+        hint: what else would do where an argument is missing, for the error.
         arguments: the attack's own.
 
     Raises:
@@ -129,6 +130,10 @@ def attack(text: str, *, box: Mapping[str, Any] | None = None, **arguments: Any)
 
     >>> attack("random,target_mode=split", fakes=3, budget=2, tau=None)
     random(fakes=3, budget=2, target_mode='split', track='implicit')
+    >>> attack("revadv")
+    Traceback (most recent call last):
+    ...
+    ValueError: --attack revadv needs --surrogate and --fakes
     """
     name, *changes = pieces(text)
     factory = ATTACKS[nearest("attack", name, ATTACKS)]
@@ -146,9 +151,9 @@ def attack(text: str, *, box: Mapping[str, Any] | None = None, **arguments: Any)
         place[argument] = value
     if box is not None:
         given["environment"] = attacks.environment(given["environment"], **around)
-    needed = [p.name for p in known.values() if p.default is p.empty and p.name not in given]
+    needed = [f"--{p.name}" for p in known.values() if p.default is p.empty and p.name not in given]
     if needed:
-        raise ValueError(f"attack {name!r} needs {', '.join(needed)}")
+        raise ValueError(f"--attack {name} needs {' and '.join(needed)}{hint and f'; {hint}'}")
     return factory(**given)
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from bilevel import Code
 from bilevel.atomic import plain
 from bilevel.devices import environment
 from experiments import report
@@ -50,6 +53,7 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
         f"profiles: {facts['clicks']:.0f} clicks each, mean popularity {facts['popularity']:.0f}, "
         f"mean cosine {facts['similarity']:.2f}; {facts['craft_seconds']:.0f} s to craft, "
         f"peak memory {max(r.about['peak_rss'] for r in records) / 1e9:.1f} GB",
+        *believed([code for r in records for code in r.result["history"].get("code", [])]),
     ]
     report.show(
         f"{plan.attack.name} on {'toy' if plan.data is None else plan.data.name}", header, rows, notes
@@ -58,6 +62,23 @@ def present(records: list[Record], plan: Campaign, out: Path) -> None:
     (out / "run.json").write_text(json.dumps({"records": [record._asdict() for record in records]}, indent=1))
     picture = draw(records, plan, out)
     sys.stdout.write(f"written: {out / 'table.md'}, {picture}, {out / 'run.json'}, {out / 'profiles'}/\n")
+
+
+def believed(codes: Sequence[int]) -> list[str]:
+    """A note on whether the gradients that an attack followed are to be believed; none if it followed none.
+
+    Args:
+        codes: a `bilevel.Code` an outer step.
+
+    >>> believed([0, 5])[0]
+    'gradient: code OK in 1 of 2 outer steps; NOT_STATIONARY in 1: The inner loop has not converged: train longer, ...'
+    """
+    if not codes:
+        return []
+    seen = Counter(map(Code, codes))
+    good = seen.pop(Code.OK, 0)
+    rest = "".join(f"; {code.name} in {number}: {code.advice}" for code, number in sorted(seen.items()))
+    return [f"gradient: code OK in {good} of {len(codes)} outer steps{rest}"]
 
 
 def write(out: Path, name: str, header: list[str], rows: list[list[str]], notes: list[str]) -> None:

@@ -17,7 +17,7 @@ from jax.tree_util import Partial
 from bilevel.atomic import atomic_write, plain
 from bilevel.devices import environment, peak_rss
 from experiments import report
-from experiments.campaign import check_length, facts_of
+from experiments.campaign import check_learns, check_length, facts_of
 from models import saved
 from models.data import Dataset, Split, holdout_one, random_events, revadv_split
 from models.evaluation import evaluate
@@ -110,6 +110,7 @@ def run(
     """
     parts = parts_of(plan)
     check_length(plan.k, parts.train.items)  # all of it before anything is trained
+    check_learns(plan.model.name, plan.model, parts.train)
     who = None if users is None else ids_of(plan.data, users)
     if users is not None:
         check_length(count, parts.train.items)

@@ -6,8 +6,12 @@ the records.
     python scripts/reproduce.py revadv-movielens --hours 1
     python scripts/reproduce.py revadv-movielens --cell method=random,seed=3 --again
 
-Records are small JSON files under experiments/records/ (or --records FOLDER); a killed run goes on where it
-stopped. The table is also written as markdown, the picture as PNG, under docs/results/ (or --out FOLDER).
+Records are small JSON files; a killed run goes on where it stopped. The table is also written as markdown, the picture
+as PNG.
+
+Without --quick these are the published ones: new records are added to experiments/records/STUDY, and the page and the
+pictures of the study in docs/results/ are made again, in place. --records FOLDER --out FOLDER keep a copy of your own
+instead; --quick has folders of its own under runs/quick/, which are not committed.
 """
 
 from __future__ import annotations
@@ -16,6 +20,8 @@ from pathlib import Path
 from typing import Annotated
 
 import tyro
+
+from experiments.reading import plainly
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -43,8 +49,8 @@ def main(
         hours: leave out cells that are not expected to fit, by the seconds of the records there are.
         cell: only the cells with these values, such as seed=0 or method=random,seed=3.
         again: run cells that have a record once more, and replace it.
-        records: folder of the records; default experiments/records/STUDY (quick: runs/quick/STUDY).
-        out: folder of the table and the picture; default docs/results (quick: runs/quick).
+        records: folder of the records; default the published ones, experiments/records/STUDY (quick: runs/quick/STUDY).
+        out: folder of the table and the picture; default the published ones, docs/results (quick: runs/quick).
     """
     from experiments import report
     from experiments.papers import STUDIES
@@ -59,21 +65,13 @@ def main(
         ]
         report.show("studies", ["name", "what", "cells", "minutes (full / quick)"], rows)
         return
-    if study not in STUDIES:
-        try:
-            nearest("study", study, STUDIES)
-        except ValueError as problem:
-            raise SystemExit(f"reproduce: {problem}") from problem
-    chosen = STUDIES[study]
+    chosen = STUDIES[nearest("study", study, STUDIES)]
     base = ROOT / "runs" / "quick" if quick else None
     store = Records(records or (base / study if base else ROOT / "experiments" / "records" / study))
     folder = out or base or ROOT / "docs" / "results"
     if not report_only:
-        try:
-            only = None if cell is None else values_of(cell)
-            work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
-        except ValueError as problem:
-            raise SystemExit(f"reproduce: {problem}") from problem
+        only = None if cell is None else values_of(cell)
+        work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
     wanted = {store.path(spec) for spec in chosen.cells(quick)}
     found = [record for record in store if store.path(record.spec) in wanted]
     if not found:
@@ -82,7 +80,7 @@ def main(
             if report_only
             else "no cell fitted into --hours, give it more"
         )
-        raise SystemExit(f"{study}: no records in {store.folder}; {todo}")
+        raise ValueError(f"{study} has no records in {store.folder}; {todo}")
     made = chosen.report(found, folder)
     lacking = absent(chosen.cells(quick), found)
     if lacking:
@@ -106,4 +104,5 @@ def values_of(text: str) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    tyro.cli(main, description=__doc__)
+    with plainly("reproduce"):
+        tyro.cli(main, description=__doc__)

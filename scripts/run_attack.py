@@ -205,7 +205,8 @@ def attack_of(options: Options, data: Any) -> Any:
     models = [names.recommender(text, data) for text in options.surrogate]
     surrogate: Any = models[0] if len(models) == 1 else models or None
     if options.preset is None:
-        return names.attack(options.attack, surrogate=surrogate, **given)
+        ready = "" if options.attack != "revadv" else "on the toy data: --preset toy"
+        return names.attack(options.attack, surrogate=surrogate, hint=ready, **given)
     if options.attack != "revadv":
         raise ValueError(f"--preset {options.preset} is RevAdv's; --attack {options.attack} has no presets")
     if len(models) > 1:

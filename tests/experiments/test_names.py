@@ -63,7 +63,8 @@ def test_bad_recommenders(text, message):
         ("revad", {}, "did you mean 'revadv'"),
         ("random", {"fakes": 3, "budget": 2, "tau": 5}, "'random' has no use for 'tau'"),
         ("random", {"fakes": 3}, "needs budget"),
-        ("revadv", {"fakes": 3}, "needs surrogate"),
+        ("rapu-g", {"fakes": 3}, "--attack rapu-g needs --surrogate and --budget$"),
+        ("revadv", {"fakes": 3, "hint": "or a preset"}, "revadv needs --surrogate; or a preset$"),
     ],
 )
 def test_bad_attacks(name, arguments, message):

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import runpy
 import shlex
 import sys
 from pathlib import Path
@@ -97,6 +98,12 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ),
         ("run_attack", ("--attack", "poisonrec", "--victim", "itempop", "--k", 5), "give --track sequence"),
         ("run_attack", ("--attack", "tna", "--fakes", 3, "--budget", 2), "expected 'explicit'"),
+        ("run_attack", (*HEURISTIC, "--victim", "itempop", "gru4rec,epochs=1"), "give --track sequence"),
+        (
+            "run_attack",
+            (*HEURISTIC, "--track", "explicit", "--victim", "ncr,epochs=1"),
+            "leave out --track explicit",
+        ),
         (
             "run_attack",
             ("--attack", "hcars", "--surrogate", "wrmf", "--fakes", 3, "--budget", 2),
@@ -105,6 +112,11 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_defense", ("--k", 5, "--defense", "filter:duplicate,level=5"), "level=5"),
         ("run_defense", ("--k", 5, "--budget", 2, "--defense", "apt"), "items=400; the data have"),
         ("run_defense", ("--k", 16, "--budget", 2), "k=16: expected a length"),
+        (
+            "run_defense",
+            ("--k", 5, "--budget", 2, "--fakes", 3, "--model", "mf"),
+            "mf learns .* give --track explicit",
+        ),
         ("run_defense", ("--k", 5, "--defense", "apt,items=3,pretrain=100"), "pretrain=100 epochs, but wrmf"),
         ("run_defense", ("--k", 5, "--defense", "pcmf"), "pcmf learns from ratings"),
         (
@@ -128,6 +140,7 @@ HEURISTIC = ("--attack", "random", "--fakes", 3, "--budget", 2, "--k", 5)
         ("run_explain", ("--k", 15, "--rank", 1), "expected 1 to 14"),
         ("run_explain", ("--k", 5, "--model", "itempop"), "itempop learns no parameters"),
         ("run_training", ("--k", 16), "k=16: expected a length"),
+        ("run_training", ("--k", 5, "--model", "gru4rec"), "give --track sequence"),
         ("run_training", ("--k", 5, "--recommend", "u1", "--count", 16), "k=16: expected a length"),
         ("run_training", ("--k", 5, "--metric", "recall", "--patience", 2), "--metric, --patience: no use"),
     ],
@@ -152,6 +165,23 @@ def test_a_file_in_the_place_of_the_folder_is_one_line(tmp_path):
     (tmp_path / "out").write_text("")
     with pytest.raises(SystemExit, match=r"run_attack: .*out"), plainly("run_attack"):
         (tmp_path / "out").mkdir()
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        (["revadv-movielens"], "reproduce: BILEVEL_DATA=.*nowhere is not a folder"),
+        (["revadv-movielens", "--report-only"], "reproduce: revadv-movielens has no records in .*r; run it"),
+        (["revadv-movielens", "--cell", "seed"], "reproduce: --cell seed: 'seed' is not name=value"),
+        (["revadv-movie"], "reproduce: no study 'revadv-movie'; did you mean 'revadv-movielens'"),
+    ],
+)
+def test_a_study_that_cannot_run_ends_in_one_line(tmp_path, monkeypatch, asked, message):
+    monkeypatch.setenv("BILEVEL_DATA", str(tmp_path / "nowhere"))
+    kept = ["--quick", "--records", str(tmp_path / "r"), "--out", str(tmp_path / "o")]
+    monkeypatch.setattr(sys, "argv", ["reproduce.py", *asked, *kept])
+    with pytest.raises(SystemExit, match=message):
+        runpy.run_path(str(ROOT / "scripts" / "reproduce.py"), run_name="__main__")
 
 
 def test_fake_users_of_other_data_are_not_judged(clicks, tmp_path):
@@ -193,6 +223,29 @@ def test_a_history_without_a_test_metric_is_drawn(tmp_path):
     result = {"history": {"target_hr": [0.1, 0.2]}, "victims": {"itempop": {"clean": at, "attacked": at}}}
     plan = Campaign(None, random(fakes=2, budget=2), {"itempop": itempop()}, "toy", None, None, 5, (0,))
     assert outcome.draw([Record({}, result, {})], plan, tmp_path).stat().st_size > 1000
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("codes", "note"),
+    [
+        ([[5, 5], [0, 5]], "code OK in 1 of 4 outer steps; NOT_STATIONARY in 3: .* train longer"),
+        ([[0, 0], [0, 0]], "code OK in 4 of 4 outer steps$"),
+        ([None, None], None),
+    ],
+)
+def test_a_table_says_whether_the_gradient_is_to_be_believed(tmp_path, codes, note):
+    facts = {"clicks": 2.0, "popularity": 1.0, "similarity": 0.5, "craft_seconds": 1.0}
+    at = {"hr_any": 0.5, "recall": 0.5}
+    told = facts | {"victims": {"itempop": {"clean": at, "attacked": at}}}
+    records = [
+        Record({}, told | {"history": {} if of is None else {"code": of}}, {"peak_rss": 1}) for of in codes
+    ]
+    plan = Campaign(None, random(fakes=2, budget=2), {"itempop": itempop()}, "toy", None, None, 5, (0, 1))
+    outcome.present(records, plan, tmp_path)
+    notes = [line for line in (tmp_path / "table.md").read_text().splitlines() if "gradient:" in line]
+    assert len(notes) == (note is not None)
+    assert note is None or re.search(note, notes[0])
     plt.close("all")
 
 

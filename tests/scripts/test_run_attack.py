@@ -98,6 +98,7 @@ def test_end_to_end_and_judged_again(table, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ([], "needs --surrogate and --fakes; on the toy data: --preset toy"),
         (["--attack", "revad"], "did you mean 'revadv'"),
         (["--attack", "random", "--fakes", "3", "--budget", "2", "--tau", "4"], "no use for 'tau'"),
         (["--attack", "random", "--fakes", "2.5", "--budget", "2"], "whole number of fake users"),
