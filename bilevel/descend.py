@@ -67,7 +67,11 @@ class Descend:
     project: Project | None
 
     def init(self, x0: PyTree) -> DescendState:
-        """The state at iterate 0, which is `x0` as it is: make it feasible first, it may be the best one."""
+        """The state at iterate 0, which is `x0` as it is: make it feasible first, it may be the best one.
+
+        `x` and `best_x` are arrays of their own, so that a jitted step may be given the state's memory
+        (`donate_argnums`).
+        """
         x = jax.tree.map(_strong_float, x0)
         if self.normalize_rows and any(leaf.ndim == 0 for leaf in jax.tree.leaves(x)):
             raise ValueError(
@@ -75,7 +79,8 @@ class Descend:
             )
         zero = jnp.zeros((), jnp.int32)
         lowest = jnp.full((), -jnp.inf, jnp.result_type(float))  # a dtype: without, the scan's carry is weak
-        return DescendState(x, self.optimizer.init(x), zero, x, lowest, zero - 1, jnp.zeros((), bool))
+        best, never = jax.tree.map(jnp.copy, x), jnp.zeros((), bool)
+        return DescendState(x, self.optimizer.init(x), zero, best, lowest, zero - 1, never)
 
     def step(
         self,

@@ -26,7 +26,7 @@ from bilevel import trees
 from bilevel.inner import Ctx, Inner, Structure
 from bilevel.linear import LinearResult, LinearSolver
 from bilevel.linear.solver import check_number
-from bilevel.solve import Cotangents, Solve, Wants
+from bilevel.solve import Cotangents, Solve, Wants, is_zero
 from bilevel.stationary import Point, Problem
 from bilevel.unroll import run_to
 
@@ -115,13 +115,12 @@ def implicit(
         return Cotangents(x_bar, None, data_bar), linear
 
     label = f"implicit({inner!r}, {'its own solve' if solver is None else repr(solver)})"
-    missing = "differentiates the solution of the inner problem, which the loop may not have reached"
     reads = (
         (lambda x, params0, data, key: objective(params0, x, data, inner.final_context(key)),)
         if objective
         else ()
     )
-    return Solve(inner, label, run, pull, plain=_plain(run, at, solver), approximate=missing, reads=reads)
+    return Solve(inner, label, run, pull, plain=_plain(run, at, solver), reads=reads)
 
 
 class Influence(NamedTuple):
@@ -211,7 +210,7 @@ def _plain(run, at, solver):
         varied, (rest, _, key) = primals
         saved = solution(*primals)
         params, still = saved[0], jax.tree.map(_no_tangent, saved[1:])
-        moving = [not _is_zero(leaf) for leaf in _leaves(tangents[0])]
+        moving = [not is_zero(leaf) for leaf in _leaves(tangents[0])]
         if not any(moving):
             return saved, (trees.zeros(params), *still)
         leaves, shape = jax.tree.flatten(varied)
@@ -241,12 +240,8 @@ def _plain(run, at, solver):
     return plain
 
 
-def _is_zero(leaf: Any) -> bool:
-    return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
-
-
 def _leaves(tangents: Any) -> list[Any]:
-    return jax.tree.leaves(tangents, is_leaf=_is_zero)
+    return jax.tree.leaves(tangents, is_leaf=is_zero)
 
 
 def _no_tangent(leaf: Any) -> Any:

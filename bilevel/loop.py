@@ -74,7 +74,8 @@ def run(
 
     Arguments:
         step: pure and traceable. The state keeps its structure, shapes and dtypes; metrics is a dict of
-            scalars, the same names and dtypes every time. The same callable object is compiled once.
+            scalars, the same names and dtypes every time. The same callable object is compiled once, and kept with
+            its program and all that it closes over until `jax.clear_caches()`: pass what is large in `args`.
         state: any pytree of arrays, typed JAX keys among them; the one to begin with, also when resuming.
         steps: how many, counted from the very beginning.
         args: pytrees, traced arguments of every step. What `step` closes over becomes a constant of the

@@ -55,14 +55,14 @@ def with_loss(inner: Inner, loss: Callable[..., Array], structure: Structure | N
 def precompose(inner: Inner, transform: Callable[[Any, Any], Any]) -> Inner:
     """The same loop reading `transform(x, data)` wherever it reads `x`, and differentiated through it.
 
-    For what stands between an attacker's rows and the training: a filter, a weighting, a change of variables.
+    For what stands between an attacker's rows and the training: a filter, a weighting, a change of variables. It is
+    applied, and pulled back through, at every step: where it is costly, give an estimator of the plain loop
+    `transform(x, data)` for `x`.
 
     Args:
       inner: any loop.
-      transform: `(x, data) -> x'`, of a structure the loop accepts; differentiable in `x`.
-
-    Raises:
-      TypeError: when differentiated with respect to `data`, of which `transform` is taken to be a constant.
+      transform: `(x, data) -> x'`, of a structure the loop accepts; differentiable in `x`, and in `data` where somebody
+        differentiates in it.
 
     **Differs from the paper:** not an algorithm of a paper.
 
@@ -76,16 +76,15 @@ def precompose(inner: Inner, transform: Callable[[Any, Any], Any]) -> Inner:
     structure, aux = inner.structure, inner.aux
 
     def pull(state, saved, x, data, ctx, bar, wants):
-        if wants.data:
-            raise TypeError(
-                "precompose: no derivative with respect to data; pass what is differentiated as x"
-            )
-        bar, x_bar, _ = inner.pull(state, saved, transform(x, data), data, ctx, bar, wants)
-        return bar, _back(transform, x, data, x_bar), None
+        bar, moved_bar, data_bar = inner.pull(state, saved, transform(x, data), data, ctx, bar, wants)
+        if not wants.data:
+            return bar, _back(lambda x: transform(x, data), x, moved_bar), None
+        x_bar, more = _back(lambda pair: transform(*pair), (x, data), moved_bar)
+        return bar, x_bar, trees.add(data_bar, more)
 
     def product(params, x, data, ctx, v):
         through, x_bar = structure.product(params, transform(x, data), data, ctx, v)  # pyright: ignore[reportOptionalCall]
-        return through, _back(transform, x, data, trees.split(x_bar).inexact)
+        return through, _back(lambda x: transform(x, data), x, trees.split(x_bar).inexact)
 
     def reads(function):
         """A function `(params or state, x, data, ...)` with the transform between."""
@@ -113,8 +112,8 @@ def precompose(inner: Inner, transform: Callable[[Any, Any], Any]) -> Inner:
     )
 
 
-def _back(transform, x, data, x_bar):
-    """The cotangent of `x` from that of `transform(x, data)`, inexact leaves only."""
-    halves = trees.split(x)
-    through = lambda inexact: trees.split(transform(trees.join(inexact, halves.rest), data)).inexact
-    return jax.vjp(through, halves.inexact)[1](x_bar)[0]
+def _back(function, argument, bar):
+    """The cotangent of `argument` from that of `function(argument)`, inexact leaves only."""
+    halves = trees.split(argument)
+    through = lambda inexact: trees.split(function(trees.join(inexact, halves.rest))).inexact
+    return jax.vjp(through, halves.inexact)[1](bar)[0]

@@ -51,7 +51,6 @@ class Solve:
         `start` warm-starts a linear solve, and is ignored by estimators that have none.
       plain: the same map as ordinary JAX code, for the estimators that are (those also work in forward mode);
         else None.
-      approximate: what the estimator leaves out, in words ("" for exact ones).
       reads: functions `(x, params0, data, key)` its derivative reads besides the loop, for `check_closure`.
     """
 
@@ -60,7 +59,6 @@ class Solve:
     run: Callable[..., tuple[Any, Any]]
     pull: Callable[..., tuple[Cotangents, Any]]
     plain: Callable[..., Any] | None = None
-    approximate: str = ""
     reads: tuple[Callable[..., Any], ...] = ()
 
     def __repr__(self) -> str:
@@ -96,7 +94,7 @@ class Solve:
 
     def _backward(self, residual, params_bar):
         saved, (x, params0, data, key), wants = residual
-        params_bar = jax.tree.map(_instantiate, params_bar, is_leaf=_is_zero)
+        params_bar = jax.tree.map(_instantiate, params_bar, is_leaf=is_zero)
         bars, _ = self.pull(saved, x, params0, data, key, params_bar, wants, None)
         return bars.x, bars.params0, bars.data, None
 
@@ -148,9 +146,10 @@ def _perturbed(tree) -> bool:
     return any(leaf.perturbed and trees.is_inexact(leaf.value) for leaf in leaves)
 
 
-def _is_zero(leaf) -> bool:
+def is_zero(leaf: Any) -> bool:
+    """Whether a tangent or a cotangent is one of JAX's symbolic zeros: nothing moves there."""
     return isinstance(leaf, jax.custom_derivatives.SymbolicZero)
 
 
 def _instantiate(leaf):
-    return jnp.zeros(leaf.shape, leaf.dtype) if _is_zero(leaf) else leaf
+    return jnp.zeros(leaf.shape, leaf.dtype) if is_zero(leaf) else leaf

@@ -64,7 +64,7 @@ def unrolled(inner: Inner, *, memory: Memory = "replay", segments: int | None = 
     0.75
     """
     _check_inner(inner, "unrolled")
-    return _last_steps(inner, inner.steps, memory, segments, "unrolled", "")
+    return _last_steps(inner, inner.steps, memory, segments, "unrolled")
 
 
 def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: int | None = None) -> Solve:
@@ -95,12 +95,7 @@ def truncated(inner: Inner, tau: int, *, memory: Memory = "replay", segments: in
         raise ValueError(
             f"truncated: tau={tau!r} for a loop of {inner.steps} steps; expected an integer in [0, {inner.steps}]"
         )
-    missing = (
-        ""
-        if tau == inner.steps
-        else f"ignores how the first {inner.steps - tau} of {inner.steps} steps depend on x"
-    )
-    return _last_steps(inner, tau, memory, segments, f"truncated(tau={tau})", missing)
+    return _last_steps(inner, tau, memory, segments, f"truncated(tau={tau})")
 
 
 def one_step(inner: Inner) -> Solve:
@@ -117,12 +112,7 @@ def one_step(inner: Inner) -> Solve:
     one_step(gradient_descent(steps=2))
     """
     _check_inner(inner, "one_step")
-    missing = (
-        ""
-        if inner.steps == 1
-        else f"ignores how the first {inner.steps - 1} of {inner.steps} steps depend on x"
-    )
-    return _last_steps(inner, 1, "adjoint", None, "one_step", missing)
+    return _last_steps(inner, 1, "adjoint", None, "one_step")
 
 
 def detached(inner: Inner) -> Solve:
@@ -137,9 +127,7 @@ def detached(inner: Inner) -> Solve:
     >>> float(jax.grad(lambda x: solve(x, jnp.array(0.0), None, jax.random.key(0)))(1.0))
     0.0
     """
-    return _last_steps(
-        inner, 0, "adjoint", None, "detached", "ignores how the trained parameters depend on x"
-    )
+    return _last_steps(inner, 0, "adjoint", None, "detached")
 
 
 class _Plan(NamedTuple):
@@ -160,19 +148,17 @@ class _Chunk(NamedTuple):
     length: int
 
 
-def _last_steps(
-    inner: Inner, tau: int, memory: Memory, segments: int | None, label: str, missing: str
-) -> Solve:
+def _last_steps(inner: Inner, tau: int, memory: Memory, segments: int | None, label: str) -> Solve:
     _check_inner(inner, label)
     if memory not in get_args(Memory):
         raise ValueError(f"{label}: memory={memory!r}; expected one of {', '.join(get_args(Memory))}")
     length = _segment_length(tau, memory, segments, label)
     name = f"{label}({inner!r}, memory={memory!r})" if label == "unrolled" else f"{label}({inner!r})"
     if memory in ("keep", "recompute", "segments"):
-        return _plain_solve(inner, tau, memory, length, name, missing)
+        return _plain_solve(inner, tau, memory, length, name)
     plan = _Plan(inner, inner.steps - tau, inner.steps, length, memory != "lean")
     run, pull = _make_run(plan), _make_pull(plan)
-    return Solve(inner, name, run, pull, approximate=missing)
+    return Solve(inner, name, run, pull)
 
 
 def _check_inner(inner: Inner, label: str) -> None:
@@ -339,7 +325,7 @@ def _pull_init(inner: Inner, x, params0, data, key, bar: InnerState):
     return jax.vjp(start, params0)[1](bar)[0]
 
 
-def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str, missing: str) -> Solve:
+def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str) -> Solve:
     """The policies that leave the derivative to JAX: scans, with `jax.checkpoint` where something is recomputed."""
     start = inner.steps - tau
     checkpoint = lambda body: body if memory == "keep" else jax.checkpoint(body, prevent_cse=False)
@@ -376,7 +362,7 @@ def _plain_solve(inner: Inner, tau: int, memory: Memory, length: int, name: str,
         return Cotangents(x_bar, params0_bar, data_bar), None
 
     plain = lambda x, params0, data, key: train(x, params0, data, key)[0]
-    return Solve(inner, name, run, pull, plain=plain, approximate=missing)
+    return Solve(inner, name, run, pull, plain=plain)
 
 
 def _constant(leaf):

@@ -64,7 +64,7 @@ def dense(*, damping: float = 0.0, rtol: float = 1e-5, max_size: int = 8192) -> 
         solution = vectors @ (_inverse(values) * (vectors.T @ flat))
         return Proposal(unravel(solution), 1, values[0], values[-1], Code.SINGULAR)
 
-    config = {"damping": damping, "rtol": rtol}
+    config = {"damping": damping, "rtol": rtol, "max_size": max_size}
     run = verified(_corrected(method), damping=damping, rtol=rtol, definite=True)
     return LinearSolver("dense", config, run, any_matrix=True)
 

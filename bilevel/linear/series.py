@@ -144,6 +144,7 @@ def lissa(
         "repeats": repeats,
         "minibatch": minibatch,
         "rtol": rtol,
+        "probe": probe,
     }
     needs = frozenset({"sampled"}) if minibatch else frozenset()
     return LinearSolver("lissa", config, verified(method, damping=damping, rtol=rtol, definite=True), needs)

@@ -10,6 +10,7 @@ as values follow lineax and optimistix (Rader, Lyons, Kidger, 2023, 2024).
 import enum
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -142,7 +143,7 @@ class LinearSolver:
         Args:
           matvec: `v -> A v`, linear, on pytrees like `b`.
           b: right-hand side, a pytree of float leaves.
-          start: initial guess like `b` (warm start); None: zeros.
+          start: initial guess like `b` (warm start); None: zeros. A constant: no derivative depends on it.
           blocks: diagonal blocks of `A` without damping, a leaf `(..., D)` of `b` giving `(..., D, D)`; for
             solvers that need them.
           key: for what is random in the solver; None: the same draw every time.
@@ -206,23 +207,39 @@ def verified(
         def damped(v):
             return jax.tree.map(lambda image, leaf: image + damping * leaf, system.matvec(v), v)
 
-        def answer(start):
-            return lambda matvec, b: _answer(system._replace(matvec=matvec, b=b, start=start))
+        product = damped if damping else system.matvec
 
-        def _answer(given):
-            return propose_and_judge(method, given, rtol=rtol, definite=definite)
+        def both(pair):
+            image = product(pair[0])
+            return image, _beside(image, pair[1])
 
-        value, report = lax.custom_linear_solve(
-            damped if damping else system.matvec,
-            system.b,
-            answer(system.start),
-            answer(None),  # another right-hand side: the old solution says nothing about it
+        def answer(matvec, pair, *, warm: bool = True):
+            b, start = pair
+            product = lambda v: matvec((v, start))[0]
+            given = system._replace(matvec=product, b=b, start=start if warm else None)
+            value, report = propose_and_judge(method, given, rtol=rtol, definite=definite)
+            return (value, start), report
+
+        # The start goes along as an unknown that solves itself. Its tangent is 0, so that the solve for a tangent,
+        # another right-hand side of which the start knows nothing, begins at 0, as the one for a cotangent does.
+        (value, _), report = lax.custom_linear_solve(
+            both,
+            (system.b, _beside(system.b, lax.stop_gradient(system.start))),
+            answer,
+            partial(answer, warm=False),
             symmetric=system.symmetric,
             has_aux=True,
         )
         return LinearResult(value, *report)
 
     return run
+
+
+def _beside(tree: Any, start: Any) -> Any:
+    """`start`, linear in what moves `tree`: JAX's transposed solve takes no constant among its right-hand sides."""
+    if start is None:
+        return None
+    return jax.tree.map(lambda leaf, old: jnp.where(False, leaf.astype(old.dtype), old), tree, start)
 
 
 def propose_and_judge(method: Method, system: System, *, rtol: float, definite: bool):

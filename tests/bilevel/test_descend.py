@@ -146,6 +146,13 @@ def test_a_schedule_and_a_traced_rate():
     np.testing.assert_allclose(run(jnp.array([1.0, 2.0]), jnp.array([0.0, 0.5])), [-2, -5])
 
 
+def test_a_step_may_be_given_the_memory_of_the_state():
+    outer, x0 = descend(0.5, momentum=0.9), jnp.ones((3, 4))
+    kept = outer.step(outer.init(x0), x0, 1.0)
+    given = jax.jit(outer.step, donate_argnums=0)(outer.init(x0.copy()), x0, 1.0)
+    jax.tree.map(np.testing.assert_array_equal, given, kept)
+
+
 def test_vmap_over_attackers_and_targets_equals_a_loop(rng):
     outer = descend(0.5, momentum=0.9, normalize_rows=True)
     g = rng.normal(size=(4, T, F, I)).astype(np.float32)

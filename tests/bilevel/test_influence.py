@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import bilevel
 from bilevel.implicit import influence
 from bilevel.linear import Code, block, cg, dense, lissa
 
@@ -62,6 +63,30 @@ def test_influence_on_one_users_own_parameters(ridge_problem):
     own = rows[:, :2].T @ rows[:, :2] + 0.7 * jnp.eye(2)
     np.testing.assert_allclose(found.effect, -gradients[:, :2] @ jnp.linalg.solve(own, probe[:2]), rtol=1e-9)
     assert Code(int(found.linear.code)) is Code.OK
+
+
+def test_influence_in_a_context_by_the_problems_own_solve(ridge_problem):
+    """The loss reads the step and a batch; the Hessian that is handed in is asked at that very context."""
+    rows, y, fit, probe = ridge_problem
+    seen, w = [], jnp.ones(30)
+    loss = lambda p, w, data, ctx: ctx.step * ridge(p, ctx.batch.mask * w, data, None)
+
+    def solve(p, w, data, ctx, b):
+        seen.append(ctx)
+        return jnp.linalg.solve(ctx.step * (rows.T * ctx.batch.mask @ rows + 0.7 * jnp.eye(4)), b)
+
+    ctx = bilevel.Ctx(KEY, jnp.asarray(3), bilevel.Batch(jnp.arange(30), jnp.arange(30) < 20))
+
+    @jax.jit
+    def both(w):
+        how = {"structure": bilevel.Structure(solve=solve), "ctx": ctx}
+        found = influence(loss, lambda p, w, d: probe @ p, fit(ctx.batch.mask * w), w, (rows, y), **how)
+        return found, jax.grad(lambda w: probe @ fit(ctx.batch.mask * w))(w)
+
+    found, expected = both(w)
+    assert seen[0] is ctx
+    assert Code(int(found.linear.code)) is Code.OK
+    np.testing.assert_allclose(found.effect, expected, rtol=1e-9, atol=1e-14)
 
 
 def test_influence_composes_and_is_judged(ridge_problem):

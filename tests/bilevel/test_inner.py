@@ -141,6 +141,13 @@ def test_integer_parameters_are_refused_with_a_remedy():
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, "adam", 3), "optax transformation"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 0), "steps=0"),
         (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 2.5), "steps=2.5"),
+        (
+            lambda: bilevel.gradient_descent(
+                lambda p, x, d, c: p, optax.sgd(1.0), 3, batches=bilevel.minibatches(4, 3), epoch=5
+            ),
+            "epoch=5 beside batches, whose pass is 2 steps",
+        ),
+        (lambda: bilevel.gradient_descent(lambda p, x, d, c: p, optax.sgd(1.0), 3, epoch=0), "epoch=0"),
         (lambda: bilevel.fixed_point(3, 3), "update must be a function"),
         (lambda: bilevel.fixed_point(lambda p, x, d, c: p, -1), "steps=-1"),
         (lambda: bilevel.minibatches(3, 4), "larger than count"),

@@ -1,6 +1,7 @@
 """Krylov solvers and the door they go through: right numbers, or a code that says they are not."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -352,6 +353,14 @@ def test_spectrum(x64):
 def test_bad_settings(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize("make", [cg, gmres, normal_cg, neumann, lissa, dense, nystrom, block])
+def test_a_record_has_every_setting(make):
+    given = {"neumann": {"terms": 3}, "lissa": {"terms": 3}, "nystrom": {"rank": 2, "damping": 1.0}}
+    solver = make(**given.get(make.__name__, {}))
+    assert solver.name == make.__name__
+    assert list(solver.config) == list(inspect.signature(make).parameters)
 
 
 @pytest.mark.parametrize(

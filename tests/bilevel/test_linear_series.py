@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bilevel.linear import Code, cg, lissa, neumann
+from bilevel.linear import Code, cg, lissa, neumann, nystrom
 
 
 def spd(x, n=8, seed=0):
@@ -79,6 +79,19 @@ def test_too_few_terms_is_not_ok(system):
     a, _, b = system
     assert Code(int(run(neumann(3), a, b).code)) is Code.NOT_CONVERGED
     assert Code(int(run(lissa(3), a, b).code)) is Code.NOT_CONVERGED
+
+
+@pytest.mark.parametrize("solver", [neumann(3), lissa(3), nystrom(1, damping=0.1), cg(max_steps=2)], ids=repr)
+def test_a_tangent_does_not_depend_on_the_start(system, solver):
+    """What a few terms leave over of a good start is no derivative: where nothing moves there is none."""
+    a, _, b = system
+    answer = lambda b, start: solver.solve(lambda v: a @ v, b, start=start).value
+    tangent = jax.jit(lambda start, v: jax.jvp(lambda b: answer(b, start), (b,), (v,))[1])
+    near = jnp.linalg.solve(a + solver.config["damping"] * jnp.eye(8), b)
+    v = jnp.cos(jnp.arange(8.0))
+    np.testing.assert_array_equal(tangent(near, 0 * v), 0 * v)
+    np.testing.assert_allclose(tangent(near, 1e-6 * v), 1e-6 * tangent(0 * v, v), rtol=1e-9)
+    np.testing.assert_allclose(answer(b, near), near, rtol=1e-9)
 
 
 @pytest.mark.slow

@@ -64,7 +64,18 @@ def test_a_problems_own_product_goes_through_it(x64):
     np.testing.assert_allclose(grad(told), grad(plain), rtol=1e-10)
 
 
-def test_no_derivative_in_the_data():
-    inner = bilevel.precompose(loop(None), half)
-    with pytest.raises(TypeError, match="no derivative with respect to data"):
-        jax.grad(lambda data: jnp.sum(bilevel.unrolled(inner)(jnp.ones(3), jnp.zeros(3), data, KEY)))(DATA)
+def test_the_derivative_in_the_data(x64):
+    """The data reach the loss by themselves and through the transform; integers among them ride along."""
+    transform = lambda x, data: half(x, data[0])
+    within = lambda p, x, data, ctx: (
+        jnp.sum(jnp.tanh(data[0] @ p - transform(x, data)[0]) ** 2) + jnp.sum(p * x)
+    )
+    plain = lambda p, x, data, ctx: jnp.sum(jnp.tanh(data[0] @ p - x["moved"][0]) ** 2) + jnp.sum(p * x["x"])
+    told = bilevel.gradient_descent(within, optax.adam(0.1), 5)
+    inner = bilevel.gradient_descent(plain, optax.adam(0.1), 5)
+    inner = bilevel.precompose(inner, lambda x, data: {"x": x, "moved": transform(x, data)})
+    value = lambda inner, data: jnp.sum(bilevel.unrolled(inner)(jnp.ones(3), jnp.zeros(3), (data, 7), KEY))
+    found, expected = jax.jit(lambda data: [jax.grad(lambda d: value(i, d))(data) for i in (inner, told)])(
+        DATA
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-9)

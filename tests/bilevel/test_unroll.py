@@ -111,6 +111,24 @@ def test_truncated_differentiates_a_loop_started_where_the_rest_ended(
     )
 
 
+def test_truncation_replays_its_own_batches_and_keys(x64):
+    """Steps L - tau .. L - 1 see the batches, keys and numbers they saw, whatever is kept of them."""
+    rows = jax.random.normal(jax.random.key(0), (9, 3))
+
+    def loss(p, x, rows, ctx):
+        noise = jax.random.normal(ctx.key, p.shape)
+        error = jnp.tanh(rows @ p - x)[ctx.batch.index]
+        return jnp.sum(ctx.batch.mask * error**2) + (1 + ctx.step) * (p @ noise) ** 2
+
+    batches = bilevel.minibatches(9, 4)
+    inner = bilevel.gradient_descent(loss, optax.sgd(0.05, momentum=0.9), STEPS, batches=batches)
+    solves = [bilevel.truncated(inner, 3, memory=memory) for memory in ("keep", "replay", "lean", "adjoint")]
+    value = lambda solve, x: jnp.sum(solve(x, jnp.full(3, 0.3), rows, jax.random.key(1)) ** 3)
+    slopes = jax.jit(lambda x: [jax.grad(lambda x: value(s, x))(x) for s in solves])(jnp.linspace(-1, 1, 9))
+    for solve, slope in zip(solves[1:], slopes[1:], strict=True):
+        assert relative(slope, slopes[0]) <= 1e-12, solve
+
+
 def test_truncation_cuts_the_optimizer_state(wrmf_problem, hypergradient):
     """With momentum a cut that leaves the optimizer state attached gives another number."""
     inner = wrmf_problem.inner(optax.sgd(0.02, momentum=0.9), STEPS)
