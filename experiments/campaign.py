@@ -1,8 +1,9 @@
 """One attack against victims over seeds: craft, save the profiles, judge, record. What
 `scripts/run_attack.py` does.
 
-Every seed is a cell: its profiles and its record are files named by what they are, so a killed run continues,
-inside a seed from the attack's last snapshot, and ends with the same bytes.
+The fake users of a seed, and every victim judged with them, are cells: files named by what decides them. So a killed
+run continues, inside a craft from the attack's last snapshot, and ends with the same bytes; and another victim or
+another length of lists is judged with the fake users there are.
 """
 
 from __future__ import annotations
@@ -195,39 +196,57 @@ def run(
         say: told one line a stage.
 
     Returns:
-        one record a seed, in the order of the seeds.
+        one record a seed, in the order of the seeds: what is on record of the craft and of every victim, put together.
     """
     records = Records(out / "records")
     found = []
     for number, seed in enumerate(campaign.seeds):
         spec = spec_of(campaign, seed)
-        record = records.get(spec)
-        if record is None:
+        asked = {text: judgment_of(spec, victim, campaign.k) for text, victim in campaign.victims.items()}
+        todo = [text for text, one in asked.items() if records.get(one) is None]
+        if todo or records.get(spec) is None:
             say(f"seed {seed} ({number + 1} of {len(campaign.seeds)})")
-            records.put(
-                spec, _repetition(campaign, seed, spec, records.path(spec).stem, out, block, progress, say)
+            case = case_of(campaign, seed)
+            profiles = crafted(
+                campaign, case, spec, records=records, out=out, block=block, progress=progress, say=say
             )
-            record = records.get(spec)
+            for text in todo:
+                say(f"  training the victim {text}, clean and attacked")
+                records.put(asked[text], judged(campaign.victims[text], case, profiles, campaign.k))
         else:
             say(f"seed {seed}: done before, {records.path(spec)}")
-        assert record is not None
-        found.append(record)
+        found.append(_together(records, spec, asked))
     return found
 
 
-def spec_of(campaign: Campaign, seed: int) -> dict[str, Any]:
-    """The facts that make a repetition the one it is, in terms of JSON."""
-    data = facts_of(campaign.data)
-    attack = {**describe(campaign.attack), "steps": campaign.attack.steps}
-    victims = {name: {"name": model.name, **facts(model.config)} for name, model in campaign.victims.items()}
-    rest = {
-        "targets": campaign.targets,
-        "count": campaign.count,
-        "split": campaign.split,
-        "k": campaign.k,
-        "seed": seed,
+def _together(records: Records, spec: dict[str, Any], asked: Mapping[str, dict[str, Any]]) -> Record:
+    """A craft and its victims as one record, which says where the craft ran and the peak memory of all."""
+    made, *judgments = [record for one in (spec, *asked.values()) if (record := records.get(one)) is not None]
+    peak = max(record.about["peak_rss"] for record in (made, *judgments))
+    of = dict(zip(asked, judgments, strict=True))
+    told = {
+        "victims": {text: record.spec["model"] for text, record in of.items()},
+        "k": judgments[0].spec["k"],
     }
-    return {"study": campaign.attack.name, "data": data, "attack": attack, "victims": victims, **rest}
+    victims = {text: record.result for text, record in of.items()}
+    return Record(made.spec | told, made.result | {"victims": victims}, made.about | {"peak_rss": peak})
+
+
+def spec_of(campaign: Campaign, seed: int) -> dict[str, Any]:
+    """What decides the fake users of a repetition, in terms of JSON: nothing of who is judged, or by how long lists."""
+    attack = {**describe(campaign.attack), "steps": campaign.attack.steps}
+    rest = {"targets": campaign.targets, "count": campaign.count, "split": campaign.split, "seed": seed}
+    return {"study": campaign.attack.name, "data": facts_of(campaign.data), "attack": attack, **rest}
+
+
+def judgment_of(spec: Mapping[str, Any], model: Recommender, k: int) -> dict[str, Any]:
+    """What decides how a recommender fares against the fake users of `spec`, in terms of JSON."""
+    return {
+        "study": "judged",
+        "fakes": dict(spec),
+        "model": {"name": model.name, **facts(model.config)},
+        "k": k,
+    }
 
 
 def facts_of(data: Dataset | None) -> dict[str, Any]:
@@ -267,7 +286,7 @@ def judge_again(
     """Judge saved profiles on the repetition they were made for.
 
     Returns:
-        what `judged` returns, and the list length.
+        what `judged` returns for each victim, and the list length.
 
     Raises:
         ValueError: the data are not those of the file; names what differs.
@@ -275,7 +294,7 @@ def judge_again(
     profiles, meta = Profiles.load(path)
     spec = meta["spec"]
     check_same(path, spec, data)
-    length = int(spec["k"] if k is None else k)
+    length = int(meta.get("k", spec.get("k")) if k is None else k)  # files of before have it in their spec
     check_length(length, profiles.items)
     seed = spec["seed"]
     again = Campaign(data, None, victims, spec["targets"], spec["count"], spec["split"], length, (seed,))  # pyright: ignore[reportArgumentType]
@@ -286,7 +305,38 @@ def judge_again(
         )
     for text, victim in victims.items():
         check_learns(text, victim, case.train)
-    return judged(again, case, profiles, say), length
+    found = {}
+    for text, victim in victims.items():
+        say(f"  training the victim {text}, clean and attacked")
+        found[text] = judged(victim, case, profiles, length)
+    return found, length
+
+
+def crafted(
+    campaign: Campaign,
+    case: Case,
+    spec: Mapping[str, Any],
+    *,
+    records: Records,
+    out: Path,
+    block: int = 1,
+    progress: bool,
+    say: Callable[[str], None],
+) -> Profiles:
+    """The fake users of a repetition: those made before, whoever they were judged against, or new ones.
+
+    Their record has their facts, the attack's history and the seconds it took; arguments as in `craft` and `run`.
+    """
+    stem = records.path(spec).stem
+    path = out / "profiles" / f"{stem}.npz"
+    if records.get(spec) is not None and path.exists():
+        say(f"  fake users made before: {path}")
+        return Profiles.load(path)[0]
+    done = craft(campaign, case, spec, out, stem, block=block, progress=progress)
+    history = {name: np.asarray(values).tolist() for name, values in done.history.items()}
+    made = {"profiles": path.name, "targets": np.asarray(case.targets).tolist(), "history": history}
+    records.put(spec, made | {"craft_seconds": done.seconds} | profile_facts(done.profiles, case.train))
+    return done.profiles
 
 
 def craft(
@@ -324,31 +374,11 @@ def craft(
     path.parent.mkdir(parents=True, exist_ok=True)
     targets = np.asarray(case.targets).tolist()
     names = targets if campaign.data is None else campaign.data.item_ids[targets].tolist()
-    done.profiles.save(path, {"spec": spec, "targets": targets, "target_names": names})
+    done.profiles.save(path, {"spec": spec, "targets": targets, "target_names": names, "k": campaign.k})
     return done
 
 
-def _repetition(
-    campaign: Campaign, seed: int, spec, stem: str, out: Path, block: int, progress: bool, say
-) -> dict[str, Any]:
-    case = case_of(campaign, seed)
-    done = craft(campaign, case, spec, out, stem, block=block, progress=progress)
-    history = {name: np.asarray(values).tolist() for name, values in done.history.items()}
-    result: dict[str, Any] = {
-        "profiles": f"{stem}.npz",
-        "targets": np.asarray(case.targets).tolist(),
-        "history": history,
-        "craft_seconds": done.seconds,
-    }
-    result |= profile_facts(done.profiles, case.train)
-    return result | {"victims": judged(campaign, case, done.profiles, say)}
-
-
-def judged(campaign: Campaign, case: Case, profiles: Profiles, say: Callable[[str], None]) -> dict[str, Any]:
-    """Every victim, clean and attacked."""
-    found = {}
-    for name, victim in campaign.victims.items():
-        say(f"  training the victim {name}, clean and attacked")
-        clean, attacked = (judge(victim, case, poison, k=campaign.k) for poison in (None, profiles))
-        found[name] = {"clean": clean, "attacked": attacked}
-    return found
+def judged(victim: Recommender, case: Case, profiles: Profiles, k: int) -> dict[str, Any]:
+    """A victim, clean and attacked."""
+    clean, attacked = (judge(victim, case, poison, k=k) for poison in (None, profiles))
+    return {"clean": clean, "attacked": attacked}

@@ -1,12 +1,13 @@
 """A recommender behind each of several defenses, clean and attacked: what `scripts/run_defense.py` does.
 
 The fake users are injected into the data, where no defense can tell them from the real ones. Where the attacker knows
-the defenses, each meets fake users of its own beside those that are the same for all. Every seed has a record of its
-own, so a killed run continues.
+the defenses, each meets fake users of its own beside those that are the same for all. Every craft and every defense has
+a record of its own, so a killed run continues, and another defense is judged with the fake users there are.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import sys
@@ -19,16 +20,14 @@ import jax
 import numpy as np
 
 from attacks.attack import Attack
-from attacks.driver import describe
 from bilevel.atomic import plain
-from experiments import report
-from experiments.campaign import Campaign, case_of, check_same, craft, facts_of
+from experiments import campaign, report
+from experiments.campaign import Campaign, case_of, check_same, crafted, facts_of, judgment_of
 from experiments.guarded import Guard
 from experiments.pipeline import Case, measured, poisoned, profile_facts
 from experiments.record import Record, Records
 from models.data import Dataset, Interactions, Profiles
 from models.evaluation import robustness_improvement
-from models.saved import facts
 
 Knowing = Mapping[str, Callable[[Interactions], Attack]]
 """By defense: the attack of one who knows it, from a view of the real users. "none" needs none: it is the attack."""
@@ -76,62 +75,90 @@ def run(
         ValueError: profiles of other items, another track or other targets than the plan's.
     """
     records, found = Records(out / "records"), []
+    keep = functools.partial(crafted, records=records, out=out, progress=progress, say=say)
     for seed in plan.seeds:
         case = case_of(plan, seed)
-        spec = spec_of(plan, defenses, seed, profiles, knowing)
-        record = records.get(spec)
-        if record is None:
+        spec = spec_of(plan, seed, profiles)
+        asked = asked_of(plan, defenses, spec, knowing or {})
+        todo = [one for one in asked if records.get(asked[one]) is None]
+        if todo or not (profiles or records.get(spec)):
             say(f"seed {seed}: {'reading' if profiles else 'crafting'} the fake users")
-            stem = records.path(spec).stem
-            if profiles:
-                fakes = load(profiles, case)
-            else:
-                fakes = craft(plan, case, spec, out, stem, progress=progress).profiles
-            known: dict[str, Profiles] = {}
-            for text, made in (knowing or {}).items():
-                say(f"  crafting those of one who knows {text}")
-                aware = plan._replace(attack=made(case.train))
-                place = f"{stem}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-                own = spec | {"against": text}
-                known[text] = craft(aware, case, own, out, place, progress=progress).profiles
-            source = {"profiles": profiles.name} if profiles else {}
-            records.put(spec, source | judged(plan, case, fakes, defenses, say, known))
-            record = records.get(spec)
+            fakes = load(profiles, case) if profiles else keep(plan, case, spec)
+            for text, knows in todo:
+                own = fakes
+                if knows:
+                    assert knowing is not None
+                    say(f"  crafting those of one who knows {text}")
+                    aware = plan._replace(attack=knowing[text](case.train))
+                    own = keep(aware, case, spec | {"against": text})
+                say(f"  {text}: training, {'known' if knows else 'clean, attacked'}")
+                records.put(asked[text, knows], judged(plan, case, own, defenses[text], knows))
         else:
-            say(f"seed {seed}: done before, {records.path(spec)}")
-        assert record is not None
-        found.append(record)
+            say(f"seed {seed}: done before, {records.folder}")
+        found.append(_together(records, plan, spec, asked, _source(records, case, spec, profiles)))
     return found
 
 
-def spec_of(
-    plan: Campaign,
-    defenses: Mapping[str, Guard],
-    seed: int,
-    profiles: Path | None,
-    knowing: Knowing | None = None,
-) -> dict[str, Any]:
-    """The facts that make a repetition the one it is, in terms of JSON; saved fake users are what their file holds."""
-    ((victim, model),) = plan.victims.items()
+Asked = dict[tuple[str, bool], dict[str, Any]]
+"""By a defense and whether the attacker knows it: what decides how it fares, in terms of JSON."""
+
+
+def asked_of(plan: Campaign, defenses: Mapping[str, Guard], spec: dict[str, Any], knowing: Knowing) -> Asked:
+    """All that is judged beside the fake users of `spec`; who knows a defense has fake users of its own."""
+    (model,) = plan.victims.values()
+    found: Asked = {}
+    for text, guard in defenses.items():
+        for knows in (False, True) if text in knowing else (False,):
+            fakes = spec | {"against": text} if knows else spec
+            behind = {"defense": {"given": text, **guard.facts()}}
+            found[text, knows] = judgment_of(fakes, model, plan.k) | behind
+    return found
+
+
+def _source(records: Records, case: Case, spec: dict[str, Any], profiles: Path | None) -> dict[str, Any]:
+    """Facts of the fake users: what is on record of their craft, or those of the file."""
     if profiles is None:
-        attack = {**describe(plan.attack), "steps": plan.attack.steps}
-    else:
-        attack = {"profiles": hashlib.sha256(profiles.read_bytes()).hexdigest()}
-    return plain(
-        {
-            "study": "defense",
-            "data": facts_of(plan.data),
-            "attack": attack,
-            "victim": {"given": victim, "name": model.name, **facts(model.config)},
-            "defenses": {text: guard.facts() for text, guard in defenses.items()},
-            **({"knows": list(knowing)} if knowing else {}),
-            "targets": plan.targets,
-            "count": plan.count,
-            "split": plan.split,
-            "k": plan.k,
-            "seed": seed,
-        }
-    )
+        made = records.get(spec)
+        assert made is not None
+        return made.result
+    facts_ = profile_facts(load(profiles, case), case.train)
+    return {"profiles": profiles.name, "targets": np.asarray(case.targets).tolist(), **facts_}
+
+
+def _together(
+    records: Records, plan: Campaign, spec: dict[str, Any], asked: Asked, source: dict[str, Any]
+) -> Record:
+    """The defenses of a seed as one record, which says where the last of them ran."""
+    ((victim, _),) = plan.victims.items()
+    found = {one: record for one, text in asked.items() if (record := records.get(text)) is not None}
+    told = {text: dict(record.result) for (text, knows), record in found.items() if not knows}
+    for text, knows in found:
+        if knows:
+            told[text]["known"] = found[text, knows].result["attacked"]
+    last = list(found.values())[-1]
+    facts_: dict[str, Any] = {
+        "study": "defense",
+        "victim": {"given": victim, **last.spec["model"]},
+        "defenses": {text: record.spec["defense"] for (text, _), record in found.items()},
+        "k": plan.k,
+    }
+    facts_ |= {"knows": known} if (known := [text for text, knows in found if knows]) else {}
+    return Record(plain(spec | facts_), {"defenses": told, **source}, last.about)
+
+
+def spec_of(plan: Campaign, seed: int, profiles: Path | None) -> dict[str, Any]:
+    """What decides the fake users of a repetition; saved ones are what their file holds."""
+    if profiles is None:
+        return campaign.spec_of(plan, seed)
+    return {
+        "study": "given",
+        "data": facts_of(plan.data),
+        "profiles": hashlib.sha256(profiles.read_bytes()).hexdigest(),
+        "targets": plan.targets,
+        "count": plan.count,
+        "split": plan.split,
+        "seed": seed,
+    }
 
 
 def load(path: Path, case: Case) -> Profiles:
@@ -190,30 +217,18 @@ def made_with(path: Path, data: Dataset) -> Made:
     return Made(",".join(names) or "none", told.get("split"), told.get("seed"))
 
 
-def judged(
-    plan: Campaign,
-    case: Case,
-    profiles: Profiles,
-    defenses: Mapping[str, Guard],
-    say: Callable[[str], None],
-    known: Mapping[str, Profiles],
-) -> dict[str, Any]:
-    """Every defense on the clean and on the poisoned data, judged on the real users; `known`: by those who know it."""
+def judged(plan: Campaign, case: Case, fakes: Profiles, guard: Guard, knows: bool) -> dict[str, Any]:
+    """A defense on the clean and on the poisoned data, judged on the real users; of one who knows it, without clean."""
+    ends = {} if knows else {"clean": case.train}
     found: dict[str, Any] = {}
-    both = {"clean": case.train, "attacked": poisoned(case.train, profiles)}
-    for name, guard in defenses.items():
-        all_ = both | ({"known": poisoned(case.train, known[name])} if name in known else {})
-        say(f"  {name}: training, {', '.join(all_)}")
-        found[name] = {}
-        for at, data in all_.items():
-            began = time.perf_counter()
-            fitted = jax.block_until_ready(guard.fit(data, case.keys["victim"]))
-            seconds = time.perf_counter() - began
-            found[name][at] = measured(fitted, case, k=plan.k) | {"seconds": seconds}
-        if name in known:
-            found[name]["known"] |= profile_facts(known[name], case.train)
-    targets = np.asarray(case.targets).tolist()
-    return {"defenses": found, "targets": targets, **profile_facts(profiles, case.train)}
+    for at, data in (ends | {"attacked": poisoned(case.train, fakes)}).items():
+        began = time.perf_counter()
+        fitted = jax.block_until_ready(guard.fit(data, case.keys["victim"]))
+        seconds = time.perf_counter() - began
+        found[at] = measured(fitted, case, k=plan.k) | {"seconds": seconds}
+    if knows:
+        found["attacked"] |= profile_facts(fakes, case.train)
+    return found
 
 
 def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path | None) -> None:

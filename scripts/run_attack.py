@@ -20,9 +20,11 @@
     python scripts/run_attack.py --data ml-100k --track explicit --split one --targets ml-100k/rapu \\
         --attack average --fakes 0.03 --budget 105 --victim mf:apt-ml-100k
 
-Everything goes into --out: profiles (one .npz a seed, with the facts needed to judge them again), a JSON
-record a seed, table.md and figure.png. The same command continues a run that was killed. Data sets known by
-name are read from BILEVEL_DATA or downloaded.
+Everything goes into --out: profiles (one .npz a seed, with the facts needed to judge them again), a JSON record of each
+craft and of each victim, and of the latest command table.md, figure.png and run.json. The same command continues a run
+that was killed; with another --victim or --k it judges the profiles that are there (an attack that optimizes for lists
+of length --k, or against the --victim, is crafted again). Data sets known by name are read from BILEVEL_DATA or
+downloaded.
 """
 
 from __future__ import annotations

@@ -27,8 +27,9 @@ A defense is only believed against an attacker who knows it: --knows crafts for 
 inside the surrogate, and adds the column "known". AT and APT take the arguments they are given for the model, so a
 pretrain of APT's is in the surrogate's epochs too; a filter cuts where it would among the users of the attacker's data.
 
-Everything goes into --out: a JSON record a seed, profiles, table.md, figure.png. The same command continues a run that
-was killed.
+Everything goes into --out: profiles, a JSON record of each craft and of each defense, and of the latest command
+table.md, figure.png and run.json. The same command continues a run that was killed; with another --defense or --k it
+judges the profiles that are there.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Commands as people type them: what is documented parses, mistakes end before any work and in terms of options."""
 
 import importlib.util
+import json
 import re
 import runpy
 import shlex
@@ -14,7 +15,7 @@ import tyro
 
 import attacks
 from attacks import random
-from experiments import names, outcome
+from experiments import campaign, defended, names, outcome
 from experiments.campaign import Campaign
 from experiments.reading import plainly
 from experiments.record import Record
@@ -200,6 +201,46 @@ def test_fake_users_of_another_split_are_not_judged(clicks, tmp_path):
         main("run_defense", *clicks, *asked, "--split", "rapu")
     main("run_defense", *clicks, *asked)
     assert (tmp_path / "d" / "run.json").exists()
+
+
+def counted(monkeypatch, module, name):
+    """How often a function is called from now on, by one item a call."""
+    calls, function = [], getattr(module, name)
+    monkeypatch.setattr(
+        module, name, lambda *given, **more: (calls.append(name), function(*given, **more))[1]
+    )
+    return calls
+
+
+def test_another_victim_or_length_is_judged_with_the_fake_users_there_are(clicks, tmp_path, monkeypatch):
+    monkeypatch.setattr(campaign, "judge", lambda *given, k: {"hr_any": 0.5, "recall": 1 / k})
+    crafts, judgments = (counted(monkeypatch, campaign, name) for name in ("craft", "judged"))
+    asked = (*clicks, *HEURISTIC[:-2], "--targets", "i1", "--out", tmp_path, "--victim", "itempop")
+    for more, expected in [
+        (("--k", 5), (1, 1)),
+        (("itemcf", "--k", 5), (1, 2)),
+        (("--k", 4), (1, 3)),
+        (("--k", 5, "--seed", 1), (2, 4)),
+    ]:
+        main("run_attack", *asked, *more)
+        assert (len(crafts), len(judgments)) == expected
+        (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
+        told = [name for name in ("itempop", "itemcf") if name in ("itempop", *more)]
+        assert list(record["result"]["victims"]) == list(record["spec"]["victims"]) == told
+        assert record["spec"]["k"] == more[more.index("--k") + 1]
+    assert len(list((tmp_path / "profiles").glob("*.npz"))) == 2
+
+
+def test_another_defense_is_judged_with_the_fake_users_there_are(clicks, tmp_path, monkeypatch):
+    crafts, judgments = counted(monkeypatch, campaign, "craft"), counted(monkeypatch, defended, "judged")
+    asked = (*clicks, *HEURISTIC, "--targets", "i1", "--model", "itempop", "--out", tmp_path, "--defense")
+    filtered = "filter:duplicate,level=0.1"
+    for defenses, expected in [(("none",), 1), (("none", filtered), 2), ((filtered,), 2)]:
+        main("run_defense", *asked, *defenses)
+        assert (len(crafts), len(judgments)) == (1, expected)
+        (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
+        assert tuple(record["result"]["defenses"]) == tuple(record["spec"]["defenses"]) == defenses
+        assert record["result"]["clicks"] == 3
 
 
 def test_arguments_of_the_black_box_follow_those_of_the_attack():

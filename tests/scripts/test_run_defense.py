@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tyro
 
-from experiments import defended, names
+from experiments import campaign, names
 from models.data import Profiles
 from models.mf import mf
 
@@ -143,14 +143,14 @@ def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeyp
     """Those of one who knows it click the targets, the others do not; the victim counts clicks."""
     asked = []
 
-    def craft(plan, case, spec, out, stem, progress):
+    def craft(plan, case, spec, out, stem, **how):
         surrogate = plan.attack.config["surrogate"]
         asked.append((surrogate.name, stem, dict(surrogate.config), spec.get("against")))
         rows = np.zeros((4, 15))
         rows[:, np.asarray(case.targets) if surrogate.name.startswith("filtered") else [0, 1]] = 1
-        return SimpleNamespace(profiles=Profiles.from_rows(rows, case.targets))
+        return SimpleNamespace(profiles=Profiles.from_rows(rows, case.targets), history={}, seconds=0.0)
 
-    monkeypatch.setattr(defended, "craft", craft)
+    monkeypatch.setattr(campaign, "craft", craft)
     one, other = "filter:duplicate,level=0", "filter:knn,level=0"
     inside(*clicks, "--model", "itempop", "--defense", "none", one, other, "--out", str(tmp_path))
     assert [name for name, *_ in asked] == ["wrmf", "filtered-wrmf", "filtered-wrmf"]
