@@ -91,7 +91,10 @@ def soft_filter(
 ) -> Recommender:
     """`model` trained on fake rows that are scaled by how unsuspicious they look, a differentiable filter.
 
-        x'_f = x_f / (1 + exp((s(x_f) - cut) / temperature))
+        x'_f = w(z_f) x_f,  w(z) = 1 / (1 + exp(-z)),  z_f = (cut - s(x_f)) / temperature
+
+    A row far beyond the cut is not in the training at all, and w' = w (1 - w) is 0 there in floating point: nothing
+    would tell an attacker the way back. Below z = -4 the derivative is therefore the larger of w' and 1 / (2 + |z|)^2.
 
     Use it as the surrogate of an adaptive attack (`attacks.revadv(soft_filter(...), ...)`): the derivative goes through
     the filter. Real users are not filtered, which favors the defender.
@@ -107,6 +110,9 @@ def soft_filter(
 
     **Differs from the paper:** not in a paper.
 
+    **What it does not show:** an attacker who begins with copies of real users (RevAdv's `random_users`) begins far
+    beyond the cut of `duplicate`; hand the attack rows that pass (`initial=`).
+
     >>> from models.wrmf import wrmf
     >>> soft_filter(wrmf(), likeness, cut=0.5).name
     'filtered-wrmf'
@@ -116,7 +122,7 @@ def soft_filter(
     def left(x: Array, data: Any) -> Array:
         if x.shape[0] == 0:
             return x
-        return x * jax.nn.sigmoid((cut - suspicion(x, data)) / temperature)[:, None]
+        return x * _passes((cut - suspicion(x, data)) / temperature)[:, None]
 
     return dataclasses.replace(
         model,
@@ -128,6 +134,20 @@ def soft_filter(
             model.trainer(users, items, fakes, events), left
         ),
     )
+
+
+@jax.custom_jvp
+def _passes(z: Float[Array, " F"]) -> Float[Array, " F"]:
+    """The logistic function, whose derivative stays alive far below 0."""
+    return jax.nn.sigmoid(z)
+
+
+@_passes.defjvp
+def _(at, along):
+    (z,), (way,) = at, along
+    left = jax.nn.sigmoid(z)
+    tail = jnp.where(z < -4, 1 / (2 + jnp.abs(z)) ** 2, 0)
+    return left, jnp.maximum(left * (1 - left), tail) * way
 
 
 def likeness(x: Float[Array, "F I"], data: Any = None) -> Float[Array, " F"]:

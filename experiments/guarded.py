@@ -12,7 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from jaxtyping import Array, Key
+import jax.numpy as jnp
+from jaxtyping import Array, ArrayLike, Float, Key
 
 from defenses import suspicion
 from defenses.apt import Defense
@@ -107,6 +108,25 @@ class Guard:
             found = soft_filter(hardened, sought.score, cut=sought.cut, temperature=sought.temperature)
         found.trainer(view.users, view.items, 1, view.capacity)  # refuses now rather than when it is traced
         return found
+
+    def beginning(self, view: Interactions, *rows: Float[ArrayLike, "F I"]) -> Float[ArrayLike, "F I"]:
+        """Where an attacker who knows of it begins: among fake rows the first from which the fewest are filtered.
+
+        Handed those of the same attack without that knowledge first, the attacker is never behind it in its own
+        simulation, and sees the way on: rows far beyond a filter's cut hardly have a derivative.
+
+        >>> from models.wrmf import wrmf
+        >>> view = Interactions.from_dense([[1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 0]])
+        >>> copies, others = [[1.0, 1, 0, 0, 0]], [[0.0, 0, 0, 1, 1]]
+        >>> [Guard(wrmf(), by).beginning(view, copies, others) is others for by in (None, "duplicate")]
+        [False, True]
+        """
+        if self.detector is None:
+            return rows[0]
+        sought = suspicion.known(self.detector, view, self.level)
+        return min(
+            rows, key=lambda each: float((sought.score(jnp.asarray(each, float), None) > sought.cut).mean())
+        )
 
     def facts(self) -> dict[str, Any]:
         """What it is, in terms of JSON."""

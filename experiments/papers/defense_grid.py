@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool
+from jaxtyping import Array, Bool, Float, Key
 
 import attacks
 from attacks.attack import Attack
@@ -58,7 +58,9 @@ ATTACKS = (
     "rapu-g",
     "adaptive-held",
 )
-ADAPTIVE = ("adaptive", "adaptive-rapu-g", "adaptive-held")
+BLIND = {"adaptive": "revadv", "adaptive-held": "revadv", "adaptive-rapu-g": "rapu-g-no-pgm"}
+"""Each attack that knows of the defense, and the same attack without that knowledge."""
+ADAPTIVE = tuple(BLIND)
 HELD = ("apt", "apt-rand")
 FILTERS = ("knn", "pca", "popularity", "duplicate")
 DEFENSES = ("none", "at", "apt", "apt-rand", "apt-cg", *(f"filter:{name}" for name in FILTERS))
@@ -91,25 +93,36 @@ def _hardened(defense: str, name: str, preset: str) -> Recommender | Defense:
     return model
 
 
-def _known(defense: str, spec: Spec) -> Recommender:
-    """The attacker's surrogate with the defense inside; APT's helpful users are renewed in it, or held."""
-    own = rapu.WORLDS["ml"].surrogate
-    view = rapu._view("ml", spec["seed"], 0.9, 0.1)
+def _guard(defense: str, spec: Spec) -> tuple[Guard, Key[Array, ""] | None]:
+    """The attacker's own model behind the defense; APT's helpful users are renewed in it, or held from this key."""
     detector = defense.removeprefix("filter:") if defense.startswith("filter:") else None
     held = jax.random.fold_in(jax.random.key(spec["seed"]), 7) if spec["attack"] == "adaptive-held" else None
-    return Guard(_hardened(defense, *own), detector, LEVEL).known(view, held)
+    return Guard(_hardened(defense, *rapu.WORLDS["ml"].surrogate), detector, LEVEL), held
+
+
+def _rows(spec: Spec, attack: str) -> Float[Array, "F I"]:
+    """The fake users of an attack that knows of no defense."""
+    wanted = {"data": "ml", "attack": attack, "seed": spec["seed"], "fraction": FRACTION}
+    profiles = rapu.setting(wanted)[1]
+    assert profiles is not None
+    return profiles.to_rows()
 
 
 def _adaptive(defense: str, spec: Spec) -> Attack:
     """RevAdv or RAPU-G against the surrogate with the defense inside; RAPU-G without its model, which a defense leaves
-    no room for.
+    no room for. They begin with the fake users of the same attack without that knowledge, or where fewer of those
+    pass the filter, with Random's.
     """
+    guard, held = _guard(defense, spec)
+    view = rapu._view("ml", spec["seed"], 0.9, 0.1)
     spent: dict[str, Any] = {
-        "surrogate": _known(defense, spec),
+        "surrogate": guard.known(view, held),
         "fakes": FRACTION,
         "budget": rapu.WORLDS["ml"].budget,
         "k": K,
     }
+    if defense != "none":
+        spent["initial"] = guard.beginning(view, *(_rows(spec, a) for a in (BLIND[spec["attack"]], "random")))
     if spec["attack"] == "adaptive-rapu-g":
         return attacks.rapu_g(**spent, pgm=False)
     return attacks.revadv(**spent, projection="topk", click_targets=True, estimator="truncated", tau=20)

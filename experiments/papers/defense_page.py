@@ -18,6 +18,7 @@ from experiments.paired import gap
 from experiments.papers.defense_grid import (
     ADAPTIVE,
     ATTACKS,
+    BLIND,
     DEFENSES,
     LEVEL,
     VICTIMS,
@@ -41,8 +42,6 @@ REASONS = (
     "which a filter here is not given (see detectors)",
 )
 """Why the grid is as it is."""
-BLIND = {"adaptive": "revadv", "adaptive-held": "revadv", "adaptive-rapu-g": "rapu-g-no-pgm"}
-"""Each attack that knows of the defense, and the same attack without that knowledge."""
 Place = tuple[str, str, str]
 """Victim, attack, defense."""
 
@@ -69,7 +68,8 @@ def table(records: list[Record], folder: Path) -> Report:
         "many fakes there are",
         "adaptive: RevAdv, or RAPU-G without its model, with the defense inside its surrogate (WRMF, whatever the "
         "victim): AT's change and its answers, APT's helpful users renewed in the surrogate's training (held: those of "
-        "one training), the soft side of the filter's detector with the cut of the attacker's view",
+        "one training), the soft side of the filter's detector with the cut of the attacker's view; it begins with the "
+        "fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with Random's",
         *REASONS,
         *_paired(records),
         *_broken(recall),

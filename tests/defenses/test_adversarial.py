@@ -162,10 +162,16 @@ def test_a_recommender_behind_a_defense_is_known_and_a_foreign_one_is_not(wrappe
 @pytest.mark.parametrize(
     "start", [pytest.param(0, marks=pytest.mark.slow), 2], ids=lambda start: f"from_{start}"
 )
-def test_the_hypergradient_through_the_training_is_that_of_the_trained_rows(x64, rng, memory, start):
-    """Central differences of the whole training: Delta answers to the rows and to the parameters."""
+@pytest.mark.parametrize("derivative", ["exact", "held"])
+def test_the_hypergradient_through_the_training_is_that_of_the_trained_rows(
+    x64, rng, memory, start, derivative
+):
+    """Central differences of the whole training: Delta answers to the rows and to the parameters, or stays that of the
+    training at the rows of which the derivative is taken.
+    """
     clicks = Interactions.from_dense((rng.random((U, I)) < 0.5).astype(float))
-    model = adversarial(wrmf(factors=3, epochs=6, learning_rate=0.05), epsilon=0.3, start=start)
+    plain = wrmf(factors=3, epochs=6, learning_rate=0.05)
+    model = adversarial(plain, epsilon=0.3, start=start, derivative=derivative)
     x = jnp.asarray(0.2 + 0.6 * rng.random((3, I)))
     at = begin(model, clicks, KEY, x)
     wide = lambda leaf: leaf.astype(jnp.float64) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
@@ -176,12 +182,34 @@ def test_the_hypergradient_through_the_training_is_that_of_the_trained_rows(x64,
         return jnp.sum(model.scores(solve(x, params, data, at.key), x, data, jnp.arange(U))[:, 1])
 
     outer, h = jax.jit(lambda x: value(solve, x)), 1e-5
+    if derivative == "held":
+        constant = bilevel.unrolled(_held(plain, at.inner, 0.3, start, x, params, data, at.key))
+        outer = jax.jit(lambda x: value(constant, x))
+        np.testing.assert_allclose(outer(x), value(solve, x), rtol=1e-12)
     slopes = jax.jit(lambda x: [jax.grad(lambda x: value(s, x))(x) for s in (solve, whole)])(x)
     for _ in range(6):
         v = jnp.asarray(rng.normal(size=x.shape))
         expected = (outer(x + h * v) - outer(x - h * v)) / (2 * h)
         for slope in slopes:
             np.testing.assert_allclose(jnp.sum(slope * v), expected, rtol=1e-5)
+
+
+def _held(plain, inner, epsilon, start, x, params, data, key):
+    """The training at other rows with the changes of the training at these."""
+    deltas, loss = [], plain.trainer(U, I, 3).loss
+    for step in range(inner.steps):  # a step of the loop is an epoch
+        there = (
+            bilevel.unrolled(dataclasses.replace(inner, steps=step))(x, params, data, key) if step else params
+        )
+        slope = jax.grad(loss)(there, x, data, inner.context(key, step))
+        deltas.append(worst(slope, epsilon if step >= start else 0.0, None))
+    changes = jax.tree.map(lambda *each: jnp.stack(each), *deltas)
+
+    def held(params, x, data, ctx):
+        moved = jax.tree.map(lambda p, d: p + d[ctx.step], params, changes)
+        return loss(params, x, data, ctx) + jnp.where(ctx.step < start, 0.0, loss(moved, x, data, ctx))
+
+    return bilevel.with_loss(inner, held, bilevel.Structure())
 
 
 @pytest.mark.slow

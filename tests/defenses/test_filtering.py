@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import bilevel
+from defenses import filtering
 from defenses.filtering import likeness, soft_filter
 from models.data import Interactions
 from models.train import begin, fit
@@ -44,6 +45,24 @@ def test_the_hypergradient_goes_through_the_filter(x64):
     step = 1e-5
     slope = (outer(x + step * way) - outer(x - step * way)) / (2 * step)
     np.testing.assert_allclose(jnp.sum(jax.grad(outer)(x) * way), slope, rtol=1e-6)
+
+
+def test_what_is_far_beyond_the_cut_still_sees_the_way_back():
+    """A row whose logistic weight and its derivative are 0 in float32 moves towards the cut; nearer ones are exact."""
+    score = lambda x, data: x[:, 0]
+    train = Interactions.from_dense(np.eye(6, 2))
+    model = soft_filter(wrmf(factors=2, epochs=1), score, cut=0.0, temperature=1e-2)
+    start = begin(model, train, KEY, jnp.ones((1, 2)))
+
+    def outer(x):
+        return model.loss(start.params, x, start.data, start.inner.final_context(start.key))
+
+    far = jax.grad(outer)(jnp.array([[2.0, 1.0]]))  # z = -200
+    assert float(far[0, 0]) != 0
+    assert float(far[0, 1]) == 0  # what the row clicks does not matter while it is left out
+    exact = lambda z: jax.nn.sigmoid(z) * (1 - jax.nn.sigmoid(z))
+    for z, expected in ((-3.0, exact(-3.0)), (2.0, exact(2.0)), (-200.0, 1 / 202**2)):
+        np.testing.assert_allclose(jax.grad(filtering._passes)(z), expected, rtol=1e-6)
 
 
 def test_a_bad_temperature():

@@ -73,8 +73,14 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
 
     monkeypatch.setattr(defense_grid.attacks, "revadv", functools.partial(instead, "revadv"))
     monkeypatch.setattr(defense_grid.attacks, "rapu_g", functools.partial(instead, "rapu-g"))
+    twins, alone = np.tile(np.arange(ITEMS) % 6 == 2, (2, 1)), np.eye(2, ITEMS)
+    rows = {"revadv": twins.astype(float), "rapu-g-no-pgm": twins.astype(float), "random": alone}
+    monkeypatch.setattr(defense_grid, "_rows", lambda spec, attack: rows[attack])
     for defense in defense_grid.DEFENSES:
         defense_grid._adaptive(defense, spec("adaptive", defense))
+    assert "initial" not in asked[0]  # the attack itself
+    assert all(each["initial"] is rows["revadv"] for each in asked[1:5])
+    assert asked[defense_grid.DEFENSES.index("filter:duplicate")]["initial"] is alone
     inside = [each["surrogate"].name for each in asked]
     apts = ["apt-wrmf", "apt-rand-wrmf", "apt-wrmf"]
     assert inside == ["wrmf", "adversarial-wrmf", *apts, *["filtered-wrmf"] * 4]
@@ -95,7 +101,8 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("attack", "defense"), [("adaptive", "filter:duplicate"), ("adaptive-held", "apt")])
-def test_a_cell_of_an_adaptive_attack_runs(world, attack, defense):
+def test_a_cell_of_an_adaptive_attack_runs(world, monkeypatch, attack, defense):
+    monkeypatch.setattr(defense_grid, "_rows", lambda spec, attack: np.eye(2, ITEMS))
     found = defense_grid.run(spec(attack, defense))
     assert 0 <= found["victim"]["hr_any"] <= 1
     assert (len(found.get("negative", [])) == 8) == (defense == "apt")  # renewed in each of the last 8 epochs
