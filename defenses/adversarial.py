@@ -152,7 +152,7 @@ class _Hard:
         return self.weight if first == 0 else jnp.where(ctx.step < first, 0.0, self.weight)
 
     def loss_from(self, plain, first: int):
-        """The loss whose second part begins at step `first`; its gradient holds Delta, an exact derivative of that not."""
+        """The loss whose second part begins at step `first`; its gradient holds Delta, an exact derivative does not."""
 
         def parts(params, x, data, ctx, delta):
             moved = jax.tree.map(jnp.add, params, delta)
