@@ -7,6 +7,7 @@ a record of its own, so a killed run continues, and another defense is judged wi
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import json
@@ -19,6 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+import attacks
 from attacks.attack import Attack
 from bilevel.atomic import plain
 from experiments import campaign, report
@@ -89,14 +91,28 @@ def run(
                 if knows:
                     assert knowing is not None
                     say(f"  crafting those of one who knows {text}")
-                    aware = plan._replace(attack=knowing[text](case.train))
-                    own = keep(aware, case, spec | {"against": text})
+                    aware = _begun(knowing[text](case.train), defenses[text], case, fakes)
+                    own = keep(plan._replace(attack=aware), case, spec | {"against": text})
                 say(f"  {text}: training, {'known' if knows else 'clean, attacked'}")
                 records.put(asked[text, knows], judged(plan, case, own, defenses[text], knows))
         else:
             say(f"seed {seed}: done before, {records.folder}")
         found.append(_together(records, plan, spec, asked, _source(records, case, spec, profiles)))
     return found
+
+
+def _begun(attack: Attack, guard: Guard, case: Case, blind: Profiles) -> Attack:
+    """The attack of one who knows, begun with the fake users of one who does not, or Random's where more of those pass."""
+    rows = blind.to_rows()
+    clicks = np.delete(np.asarray(rows), np.asarray(case.targets), axis=1).sum(1).max()
+    others = attacks.random(fakes=blind.fakes, budget=int(clicks))(
+        case.keys["attack"], case.train, case.targets
+    )
+    first = guard.beginning(case.train, rows, others.to_rows())
+    init = lambda key, train, targets, given=None: attack.init(
+        key, train, targets, first if given is None else given
+    )
+    return dataclasses.replace(attack, init=init, config={**attack.config, "initial": first})
 
 
 Asked = dict[tuple[str, bool], dict[str, Any]]

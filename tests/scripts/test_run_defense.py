@@ -141,11 +141,12 @@ def clicks(tmp_path_factory):
 
 def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeypatch):
     """Those of one who knows it click the targets, the others do not; the victim counts clicks."""
-    asked = []
+    asked, started = [], []
 
     def craft(plan, case, spec, out, stem, **how):
         surrogate = plan.attack.config["surrogate"]
         asked.append((surrogate.name, stem, dict(surrogate.config), spec.get("against")))
+        started.append(plan.attack.config["initial"])
         rows = np.zeros((4, 15))
         rows[:, np.asarray(case.targets) if surrogate.name.startswith("filtered") else [0, 1]] = 1
         return SimpleNamespace(profiles=Profiles.from_rows(rows, case.targets), history={}, seconds=0.0)
@@ -156,6 +157,10 @@ def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeyp
     assert [name for name, *_ in asked] == ["wrmf", "filtered-wrmf", "filtered-wrmf"]
     assert [against for *_, against in asked] == [None, one, other]
     assert len({stem for _, stem, *_ in asked}) == 3
+    blind = np.zeros((4, 15))
+    blind[:, [0, 1]] = 1
+    assert started[0] == "random_users"
+    assert [np.array_equal(rows, blind) for rows in started[1:]] == [False, False]  # equal rows: others pass
     assert asked[1][2]["cut"] != asked[2][2]["cut"]
     (record,) = json.loads((tmp_path / "run.json").read_text())["records"]
     assert record["spec"]["knows"] == [one, other]
