@@ -102,7 +102,7 @@ def run(
 
 
 def _begun(attack: Attack, guard: Guard, case: Case, blind: Profiles) -> Attack:
-    """The attack of one who knows, begun with the fake users of one who does not, or Random's where more of those pass."""
+    """The attack of one who knows, begun where the one who does not ended, or with Random where more of those pass."""
     rows = blind.to_rows()
     clicks = np.delete(np.asarray(rows), np.asarray(case.targets), axis=1).sum(1).max()
     others = attacks.random(fakes=blind.fakes, budget=int(clicks))(

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -61,6 +62,10 @@ class Reading:
         """
         from models.data import load
 
+        if self.data == "toy" and not Path("toy").exists():
+            raise ValueError(
+                "--data toy: it is made on the spot by run_attack.py alone; give a name such as ml-100k, or a file"
+            )
         given: dict[str, Any] = self.given() | ({} if self.track == "implicit" else {"track": self.track})
         try:
             found = load(self.data, **given)

@@ -63,13 +63,14 @@ def page(
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:
-    """Print a table, numbers to the right, notes below."""
+    """Print a table, numbers to the right, words to the left, notes below."""
     from rich.console import Console
     from rich.table import Table
 
     table = Table(title=title, title_justify="left", title_style="bold")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number == 0 else "right")
+    for name, cells in zip(header, zip(*rows) if rows else [()] * len(header)):
+        numbers = any(cells) and all(cell[:1] in "0123456789+-." for cell in cells)
+        table.add_column(name, justify="right" if numbers else "left")
     for row in rows:
         table.add_row(*row)
     console = Console()

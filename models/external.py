@@ -304,7 +304,7 @@ def _library(name: str, module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{name} needs the implicit library, which is not installed: pip install 'bilevel[external]' "
+            f"{name} needs the implicit library, which is not installed: pip install -e '.[external]' in the checkout "
             f"(or pip install 'implicit>=0.7'). Python says: {error}"
         ) from error
 

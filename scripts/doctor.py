@@ -25,7 +25,14 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 CORE = ("jax", "jaxlib", "optax", "flax", "numpy", "chex", "lineax", "jaxtyping")
-EXTRAS = {"cli": ("tyro", "rich"), "data": ("pooch", "pandas", "scipy"), "plots": ("matplotlib",)}
+EXTRAS = {
+    "cli": ("tyro", "rich"),
+    "data": ("pooch", "pandas", "scipy"),
+    "parquet": ("pyarrow",),
+    "plots": ("matplotlib", "scikit-learn"),
+    "defense": ("scipy", "scikit-learn"),
+    "external": ("implicit",),
+}
 OURS = ("bilevel", "models", "attacks")
 CANNOT_START = (
     ImportError,

@@ -209,7 +209,9 @@ def _download(name: str, root: str | None) -> list[Piece]:
     try:
         got = [fetch.fetch(remote, name) for remote in source.remotes]
     except ImportError as error:
-        raise ImportError(f"downloading {name} needs pooch: pip install 'bilevel[data]'. {help_}") from error
+        raise ImportError(
+            f"downloading {name} needs pooch: pip install -e '.[data]' in the checkout. {help_}"
+        ) from error
     except (OSError, ValueError) as error:  # no network; a checksum that differs
         raise FileNotFoundError(
             f"{name} is not in {looked} and could not be downloaded: {type(error).__name__}: {error}. {help_}"

@@ -17,7 +17,7 @@ from models.evaluation import evaluate
 from models.train import top_k
 
 U, I, F = 12, 9, 2
-LIBRARY = "the implicit library is not installed: pip install 'bilevel[external]'"
+LIBRARY = "the implicit library is not installed: pip install -e '.[external]' in the checkout"
 
 
 @pytest.fixture
@@ -177,7 +177,7 @@ def test_wrong_settings_name_what_was_expected(poisoned):
 def test_without_the_library_the_factory_says_what_to_install(monkeypatch, factory):
     for module in ("implicit", "implicit.als", "implicit.bpr", "implicit.nearest_neighbours"):
         monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=r"pip install 'bilevel\[external\]'.*implicit>=0.7"):
+    with pytest.raises(ImportError, match=r"pip install -e '.\[external\]'.*implicit>=0.7"):
         factory()
 
 

@@ -123,6 +123,11 @@ def test_what_saved_fake_users_contradict_is_an_error(ratings, tmp_path, given, 
         inside(*ratings, *saved(tmp_path / "made.npz", [2]), *given, "--out", str(tmp_path), "--quiet")
 
 
+def test_the_toy_data_are_those_of_another_command(tmp_path):
+    with pytest.raises(ValueError, match="made on the spot by run_attack"):
+        inside("--data", "toy", "--model", "wrmf", "--out", str(tmp_path), "--quiet")
+
+
 @pytest.fixture(scope="module")
 def clicks(tmp_path_factory):
     cells = np.argwhere(np.random.default_rng(0).random((30, 15)) < 0.5)
