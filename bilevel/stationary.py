@@ -195,13 +195,13 @@ def distance_to_stationarity(
     size = jnp.maximum(
         jnp.asarray(trees.norm(params) if size is None else size, norm.dtype), jnp.finfo(norm.dtype).tiny
     )
-    if symmetric:  # of g at norm 1: the squares of a large or a small one overflow or underflow
+    if symmetric:  # in units of |g| and |params|: squares of large or small numbers overflow or underflow
+        over = lambda tree, by: jax.tree.map(lambda leaf: (leaf / by).astype(leaf.dtype), tree)
         safe = jnp.where(norm > 0, norm, 1)
-        unit = jax.tree.map(lambda leaf: (leaf / safe).astype(leaf.dtype), g)
-        left = _newton_by_cg(along, unit, norm / size, steps) * norm
+        left = _newton_by_cg(lambda p: over(along(p), safe / size), over(g, safe), steps)
     else:
-        left = _newton_by_sweeps(along, g, steps)
-    return jnp.where(norm == 0, 0, jnp.where(jnp.isfinite(norm), left / size, jnp.inf))
+        left = _newton_by_sweeps(along, g, steps) / size
+    return jnp.where(norm == 0, 0, jnp.where(jnp.isfinite(norm), left, jnp.inf))
 
 
 def _newton_by_sweeps(product: Callable[[Any], Any], g: Any, steps: int) -> Array:
@@ -219,11 +219,11 @@ def _newton_by_sweeps(product: Callable[[Any], Any], g: Any, steps: int) -> Arra
     return jnp.where(ratio < 1, trees.norm(d) + tail, jnp.inf)
 
 
-def _newton_by_cg(product: Callable[[Any], Any], g: Any, flat: Array, steps: int) -> Array:
-    """The norm of the CG iterate for `J d = g`, `|g| = 1`, infinite where `J` is negative along the search.
+def _newton_by_cg(product: Callable[[Any], Any], g: Any, steps: int) -> Array:
+    """The norm of the CG iterate for `J d = g`, `|g| = 1`, infinite where `J` is negative or infinite on the way.
 
-    After the first step, directions in which the curvature is below `flat` end the search without a verdict: near
-    a solution they are symmetries (see `Point.flat`), in which a step changes nothing.
+    After the first step, directions in which the curvature is below 1, here that of |g| / |params|, end the search
+    without a verdict: near a solution they are symmetries (see `Point.flat`), in which a step changes nothing.
     """
     gamma = trees.dot(g, g)
 
@@ -235,9 +235,9 @@ def _newton_by_cg(product: Callable[[Any], Any], g: Any, flat: Array, steps: int
         k, d, r, p, left, _ = carry
         image = product(p)
         curvature, square = trees.dot(p, image), trees.dot(p, p)
-        level = jnp.where(k == 0, 0, flat)
-        halted = ~(curvature > level * square)
-        down = halted & ~(curvature >= -level * square) | (halted & (k == 0))
+        level = jnp.where(k == 0, 0, square)
+        halted = ~((curvature > level) & jnp.isfinite(curvature))
+        down = halted & (~((curvature >= -level) & jnp.isfinite(curvature)) | (k == 0))
         alpha = jnp.where(halted, jnp.where(down, jnp.inf, 0), left / jnp.where(halted, 1, curvature))
         d = jax.tree.map(lambda a, b: jnp.where(alpha == 0, a, a + alpha.astype(a.dtype) * b), d, p)
         r = jax.tree.map(lambda a, b: a - jnp.where(halted, 0, alpha).astype(a.dtype) * b, r, image)

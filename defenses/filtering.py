@@ -94,7 +94,7 @@ def soft_filter(
         x'_f = w(z_f) x_f,  w(z) = 1 / (1 + exp(-z)),  z_f = (cut - s(x_f)) / temperature
 
     A row far beyond the cut is not in the training at all, and w' = w (1 - w) is 0 there in floating point: nothing
-    would tell an attacker the way back. Below z = -4 the derivative is therefore the larger of w' and 1 / (2 + |z|)^2.
+    would move. Below z = -4 the derivative is therefore the larger of w' and 1 / (2 + |z|)^2.
 
     Use it as the surrogate of an adaptive attack (`attacks.revadv(soft_filter(...), ...)`): the derivative goes through
     the filter. Real users are not filtered, which favors the defender.
@@ -110,8 +110,10 @@ def soft_filter(
 
     **Differs from the paper:** not in a paper.
 
-    **What it does not show:** an attacker who begins with copies of real users (RevAdv's `random_users`) begins far
-    beyond the cut of `duplicate`; hand the attack rows that pass (`initial=`).
+    **What it does not show:** far beyond the cut the derivative is alive but need not lead back: its sign is that of
+    what a row of weight 0 would do to the loss, which is little. Copies of real users (RevAdv's `random_users`) are
+    far beyond the cut of `duplicate`; hand the attack rows that pass (`initial=`). And a row at w = 0.1 is no tenth of
+    a user: where a model weighs cells by whether they are clicked (WRMF), it is clicks of 0.1 at full weight.
 
     >>> from models.wrmf import wrmf
     >>> soft_filter(wrmf(), likeness, cut=0.5).name

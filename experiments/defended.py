@@ -283,8 +283,9 @@ def present(records: list[Record], plan: Campaign, out: Path, *, profiles: Path 
     if "known" in attacked:
         notes.append(
             "known: fake users of the same attack by one who knows the defense and has it inside the surrogate: AT's "
-            "change and its answers, APT's helpful users renewed in its training, the soft side of a filter's detector "
-            "with the cut of the attacker's data; who knows there is none attacks as before"
+            "change, held in the derivative, APT's helpful users renewed in its training, the soft side of a filter's "
+            "detector with the cut of the attacker's data; it goes on from the fake users of one who does not know, or "
+            "from Random's where more of those pass; who knows there is none attacks as before"
         )
     title = f"{next(iter(plan.victims))} on {'toy' if plan.data is None else plan.data.name}"
     report.show(title, header, rows, notes)

@@ -112,8 +112,9 @@ class Guard:
     def beginning(self, view: Interactions, *rows: Float[ArrayLike, "F I"]) -> Float[ArrayLike, "F I"]:
         """Where an attacker who knows of it begins: among fake rows the first from which the fewest are filtered.
 
-        Handed those of the same attack without that knowledge first, the attacker is never behind it in its own
-        simulation, and sees the way on: rows far beyond a filter's cut hardly have a derivative.
+        Handed those of the same attack without that knowledge first, the attacker goes on from where that one ended,
+        but for a filter that stops more of them than of the others: rows far beyond its cut have no derivative of use.
+        A row that passes among many that do not is given up with them.
 
         >>> from models.wrmf import wrmf
         >>> view = Interactions.from_dense([[1.0, 1, 0, 0, 0], [0, 1, 1, 0, 0], [1, 0, 1, 0, 0]])

@@ -128,28 +128,32 @@ def _adaptive(defense: str, spec: Spec) -> Attack:
     return attacks.revadv(**spent, projection="topk", click_targets=True, estimator="truncated", tau=20)
 
 
-def setting(spec: Spec) -> tuple[Case, Profiles | None]:
-    """The repetition and its fake users; those of Table 2 are shared with it."""
+def setting(spec: Spec) -> tuple[Case, Profiles | None, dict[str, Any]]:
+    """The repetition, its fake users, and what one who knows the defense saw: the target HR of the surrogate behind it
+    with the fake users it began with, and at best. Those of Table 2 are shared with it.
+    """
     if spec["attack"] not in ADAPTIVE:
         wanted = {"data": "ml", "attack": spec["attack"], "seed": spec["seed"], "fraction": FRACTION}
-        return rapu.setting(wanted)[:2]
+        return *rapu.setting(wanted)[:2], {}
     case, _, _ = rapu.setting({"data": "ml", "attack": "none", "seed": spec["seed"]})
     view = rapu._view("ml", spec["seed"], 0.9, 0.1)
     where = {"data": "ml", "seed": spec["seed"], "against": spec["defense"], "attack": spec["attack"]}
-    profiles, _ = crafted(where, _adaptive(spec["defense"], spec), case.keys["attack"], view, case.targets)
-    return case, profiles
+    attack = _adaptive(spec["defense"], spec)
+    profiles, told = crafted(where, attack, case.keys["attack"], view, case.targets)
+    own = [value for value in told["history"].get("target_hr", ()) if value is not None]
+    return case, profiles, {} if spec["defense"] == "none" or not own else {"own_hr": [own[0], max(own)]}
 
 
 def run(spec: Spec) -> dict[str, Any]:
     """Train the victim behind the defense and judge it; cells of detectors only score users."""
-    case, profiles = setting(spec)
+    case, profiles, told = setting(spec)
     if spec["defense"] == "detectors":
         assert profiles is not None
         return {"detectors": scored(case, profiles)}
     fitted, facts, kept = defended(spec["defense"], spec.get("victim", VICTIMS[0]), case, profiles)
     if kept is not None:
         facts["kept_hr"] = exposed(fitted, case, kept)
-    return {"victim": measured(fitted, case, k=K), **facts}
+    return {"victim": measured(fitted, case, k=K), **told, **facts}
 
 
 def exposed(fitted: Fitted, case: Case, kept: Bool[np.ndarray, " U"]) -> float:

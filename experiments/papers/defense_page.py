@@ -67,10 +67,15 @@ def table(records: list[Record], folder: Path) -> Report:
         f"a filter leaves out the {LEVEL:.0%} of users with the highest scores, attacked or not; it is not told how "
         "many fakes there are",
         "adaptive: RevAdv, or RAPU-G without its model, with the defense inside its surrogate (WRMF, whatever the "
-        "victim): AT's change and its answers, APT's helpful users renewed in the surrogate's training (held: those of "
-        "one training), the soft side of the filter's detector with the cut of the attacker's view; it begins with the "
-        "fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with Random's",
+        "victim): AT's change, held in the derivative, APT's helpful users renewed in the surrogate's training (held: "
+        "those of one training), the soft side of the filter's detector with the cut of the attacker's view; it begins "
+        "with the fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with Random's",
+        "limits of adaptive: 30 more steps than the attack it begins with, truncated at 20, on one draw of the "
+        "surrogate's training; a gradient that need not lead back from far beyond a cut; against NCF it is carried "
+        "over from WRMF. What it does not break is not shown to hold",
         *REASONS,
+        *_worst(grid),
+        *_stood(records),
         *_paired(records),
         *_broken(recall),
         *_helped(records),
@@ -112,6 +117,41 @@ def _paired(records: list[Record]) -> list[str]:
         for knows, not_ in BLIND.items():
             against = {d: ((v, knows, d), (v, not_, d)) for d in DEFENSES[1:]}
             said += line(f"{v}, {knows} minus {not_}, which knows of no defense", against)
+    return said
+
+
+def _stood(records: list[Record]) -> list[str]:
+    """Adaptive attacks whose best step, in their own simulation, is the one they began with."""
+    told = {
+        f"{r.spec['attack']}, {r.spec['defense']}, seed {r.spec['seed']}": r.result["own_hr"]
+        for r in records
+        if "own_hr" in r.result
+    }
+    stood = [name for name, (first, best) in told.items() if best <= first]
+    if not told:
+        return []
+    return [
+        f"of {len(told)} crafts of one who knows the defense {len(stood)} ended with what they began with, in their "
+        f"own simulation{': ' if stood else ''}{'; '.join(stood)}"
+    ]
+
+
+def _worst(grid: dict[Place, list[float]]) -> list[str]:
+    """What each defense lets through at most, over the attacks with two seeds behind it and without it."""
+    said = []
+    for victim in VICTIMS:
+        shown = []
+        for defense in DEFENSES:
+            known = {a: grid.get((victim, a, defense), []) for a in ATTACKS if a != "none"}
+            means = {attack: np.mean(values) for attack, values in known.items() if len(values) > 1}
+            if means and (clean := grid.get((victim, "none", defense))):
+                worst = max(means, key=lambda attack: means[attack])
+                shown.append(f"{defense} {means[worst]:.3f} ({worst}; no attack {np.mean(clean):.3f})")
+        said += (
+            [f"{victim}, the most that gets through, of attacks of two seeds or more: {', '.join(shown)}"]
+            if shown
+            else []
+        )
     return said
 
 

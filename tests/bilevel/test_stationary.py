@@ -42,7 +42,11 @@ def test_the_distance_has_no_unit_in_float32_either():
     for scale in (1e-30, 1e-20, 1e-13, 1.0, 1e13, 1e20, 1e30):
         assert float(measure(scale)) == pytest.approx(newton, rel=1e-5), scale
         assert float(measure(-scale)) == np.inf, scale
+    assert float(measure(1e38)) == pytest.approx(newton, rel=1e-5)
     assert float(measure(3e38)) == np.inf  # the gradient itself overflows
+    steep = jax.custom_jvp(lambda p: p - 1)  # its derivative overflows, its value does not
+    steep.defjvp(lambda at, along: (at[0] - 1, jnp.inf * along[0]))
+    assert float(distance_to_stationarity(steep, p)) == np.inf
 
 
 def test_diverged_training_is_not_ok():

@@ -47,8 +47,8 @@ def test_the_hypergradient_goes_through_the_filter(x64):
     np.testing.assert_allclose(jnp.sum(jax.grad(outer)(x) * way), slope, rtol=1e-6)
 
 
-def test_what_is_far_beyond_the_cut_still_sees_the_way_back():
-    """A row whose logistic weight and its derivative are 0 in float32 moves towards the cut; nearer ones are exact."""
+def test_what_is_far_beyond_the_cut_still_has_a_derivative():
+    """Of a row whose logistic weight and its derivative are 0 in float32, by its score alone; nearer ones are exact."""
     score = lambda x, data: x[:, 0]
     train = Interactions.from_dense(np.eye(6, 2))
     model = soft_filter(wrmf(factors=2, epochs=1), score, cut=0.0, temperature=1e-2)

@@ -509,6 +509,8 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
         value = 0.02 if spec["defense"] == "apt" else 0.15 if spec["attack"] == "adaptive-rapu-g" else 0.1
         helped = {"negative": [0.0, 0.5], "items": [0.0, 100.0], "code": [0, int(Code.INDEFINITE)]}
         helped = helped if spec["defense"] in ("apt", "apt-cg") else {}
+        if spec["attack"] in defense_grid.ADAPTIVE and spec["defense"] != "none":
+            helped = helped | {"own_hr": [0.2, 0.2 if spec["defense"] == "at" and not spec["seed"] else 0.3]}
         return Record(
             spec, {"victim": {"hr_any": value, "recall": 0.4 + spec["seed"] / 100}, **helped}, ABOUT
         )
@@ -530,6 +532,10 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert "none -0.080 [-0.080, -0.080] below, random -0.080" in paired
     assert "adaptive" not in paired  # another attack against each defense
     notes = "\n".join(made.notes)
+    assert "of two seeds or more: none 0.150 (adaptive-rapu-g; no attack 0.100), at 0.150" in notes
+    stood = next(note for note in made.notes if "ended with what they began with" in note)
+    assert "108 crafts" not in stood  # the two victims share them
+    assert stood.endswith(": adaptive, at, seed 0; adaptive-rapu-g, at, seed 0")
     assert "WRMF, filter:knn minus no defense, paired by seed: none +0.000" in notes
     assert (
         "NCF, minus random, both behind apt, paired by seed: popular +0.000 [+0.000, +0.000] undecided"

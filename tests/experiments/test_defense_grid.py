@@ -47,7 +47,7 @@ def test_a_cell_judges_the_victim_behind_its_defense(world, monkeypatch):
     targets = np.array([5, 20])
     case = Case(world.train, world.test, targets, None, jax.random.key(0))
     twins = Profiles.from_rows(np.tile(np.arange(ITEMS) % 6 == 2, (2, 1)).astype(float), targets=targets)
-    monkeypatch.setattr(defense_grid, "setting", lambda spec: (case, twins))
+    monkeypatch.setattr(defense_grid, "setting", lambda spec: (case, twins, {}))
     monkeypatch.setattr(defense_grid, "_hardened", lambda defense, name, preset: itempop())
     monkeypatch.setattr(
         defense_grid, "measured", lambda fitted, case, k: {"model": fitted.model.name, "k": k}
@@ -91,7 +91,7 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
     ]
     assert len({each["surrogate"].config.get("cut") for each in asked[5:]}) == 4  # each its own detector's
     assert {each["name"] for each in asked} == {"revadv"}
-    case, profiles = defense_grid.setting(spec("adaptive-rapu-g", "at"))
+    case, profiles, _ = defense_grid.setting(spec("adaptive-rapu-g", "at"))
     assert (asked[-1]["name"], asked[-1]["pgm"]) == ("rapu-g", False)
     assert asked[-1]["surrogate"] is asked[1]["surrogate"]
     assert profiles is not None
@@ -105,5 +105,6 @@ def test_a_cell_of_an_adaptive_attack_runs(world, monkeypatch, attack, defense):
     monkeypatch.setattr(defense_grid, "_rows", lambda spec, attack: np.eye(2, ITEMS))
     found = defense_grid.run(spec(attack, defense))
     assert 0 <= found["victim"]["hr_any"] <= 1
+    assert found["own_hr"][1] >= found["own_hr"][0]
     assert (len(found.get("negative", [])) == 8) == (defense == "apt")  # renewed in each of the last 8 epochs
     assert ("flagged_fake" in found) == (defense != "apt")
