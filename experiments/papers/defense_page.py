@@ -69,7 +69,8 @@ def table(records: list[Record], folder: Path) -> Report:
         "adaptive: RevAdv, or RAPU-G without its model, with the defense inside its surrogate (WRMF, whatever the "
         "victim): AT's change, held in the derivative, APT's helpful users renewed in the surrogate's training (held: "
         "those of one training), the soft side of the filter's detector with the cut of the attacker's view; it begins "
-        "with the fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with Random's",
+        "with the fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with "
+        "Random's",
         "limits of adaptive: 30 more steps than the attack it begins with, truncated at 20, on one draw of the "
         "surrogate's training; a gradient that need not lead back from far beyond a cut; against NCF it is carried "
         "over from WRMF. What it does not break is not shown to hold",
