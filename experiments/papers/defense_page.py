@@ -138,7 +138,7 @@ def _stood(records: list[Record]) -> list[str]:
 
 
 def _worst(grid: dict[Place, list[float]]) -> list[str]:
-    """What each defense lets through at most, over the attacks with two seeds behind it and without it."""
+    """What each defense lets through at most, over the attacks with two seeds or more behind it."""
     said = []
     for victim in VICTIMS:
         shown = []
@@ -148,11 +148,8 @@ def _worst(grid: dict[Place, list[float]]) -> list[str]:
             if means and (clean := grid.get((victim, "none", defense))):
                 worst = max(means, key=lambda attack: means[attack])
                 shown.append(f"{defense} {means[worst]:.3f} ({worst}; no attack {np.mean(clean):.3f})")
-        said += (
-            [f"{victim}, the most that gets through, of attacks of two seeds or more: {', '.join(shown)}"]
-            if shown
-            else []
-        )
+        what = "the most that gets through, by the mean of an attack over its two seeds or more, unpaired"
+        said += [f"{victim}, {what}: {', '.join(shown)}"] if shown else []
     return said
 
 

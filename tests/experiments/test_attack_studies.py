@@ -532,7 +532,10 @@ def test_the_grid_of_defenses_names_the_best_detector(tmp_path):
     assert "none -0.080 [-0.080, -0.080] below, random -0.080" in paired
     assert "adaptive" not in paired  # another attack against each defense
     notes = "\n".join(made.notes)
-    assert "of two seeds or more: none 0.150 (adaptive-rapu-g; no attack 0.100), at 0.150" in notes
+    assert (
+        "over its two seeds or more, unpaired: none 0.150 (adaptive-rapu-g; no attack 0.100), at 0.150"
+        in notes
+    )
     stood = next(note for note in made.notes if "ended with what they began with" in note)
     assert "108 crafts" not in stood  # the two victims share them
     assert stood.endswith(": adaptive, at, seed 0; adaptive-rapu-g, at, seed 0")
