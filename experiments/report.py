@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -12,6 +12,14 @@ from models.evaluation import bootstrap
 
 SEEDS = "means over seeds with 95% bootstrap intervals, below three seeds the values themselves"
 """What a page says of the numbers `interval` writes."""
+
+
+class Table(NamedTuple):
+    """A further table of a page, under a heading of its own."""
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def interval(
@@ -56,10 +64,14 @@ def page(
     notes: Sequence[str],
     pictures: Sequence[Path],
     foot: str,
+    further: Sequence[Table] = (),
 ) -> str:
-    """A page of docs/results: the table, the notes as a list, the pictures beside it, and how it is made."""
+    """A page of docs/results: the table, the notes as a list, the pictures, further tables, and how it is made."""
     lines = [f"# {title}", "", markdown(header, rows), "", *(f"- {note}" for note in notes), ""]
-    return "\n".join([*lines, *(f"![{p.stem}]({p.name})" for p in pictures), "", foot, ""])
+    lines += [*(f"![{p.stem}]({p.name})" for p in pictures), ""]
+    for table in further:
+        lines += [f"## {table.title}", "", markdown(table.header, table.rows), ""]
+    return "\n".join([*lines, foot, ""])
 
 
 def show(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> None:

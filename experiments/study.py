@@ -6,24 +6,26 @@ import json
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from bilevel.atomic import FolderLocked
 from experiments.record import Record, Records
+from experiments.report import Table
 
 Spec = dict[str, Any]
 
 
 class Report(NamedTuple):
-    """What a study has to show: a table (header, rows), notes, and the pictures written."""
+    """What a study has to show: a table (header, rows), notes, the pictures written, and further tables."""
 
     title: str
     header: list[str]
     rows: list[list[str]]
     notes: list[str]
     pictures: list[Path]
+    further: Sequence[Table] = ()
 
 
 class Study(NamedTuple):

@@ -90,7 +90,9 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     page = folder / f"{study}.md"
     foot = f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records."
-    page.write_text(report.page(title, made.header, made.rows, made.notes, made.pictures, foot))
+    page.write_text(report.page(title, made.header, made.rows, made.notes, made.pictures, foot, made.further))
+    for table in made.further:
+        print(f"also on the page: {table.title}")
     print(f"written: {page}, {', '.join(map(str, made.pictures))}")
 
 

@@ -3,7 +3,8 @@
 RAPU's setting (see rapu.py): the attacker crafts on a view, the victims are WRMF and NCF trained on the true clicks and
 3% fake users. Defenses: adversarial training (AT), adversarial poisoning training (APT, APT-rand), and leaving out the
 5% of users that a detector finds most suspicious. The rows "adaptive" are RevAdv and RAPU-G whose surrogate has the
-defense inside: a defense is only believed against those. What a defense costs is seen in the row "none".
+defense inside: a defense is only believed against those. "Longer" are their controls: as many steps from the same
+start, with no defense inside. What a defense costs is seen in the row "none".
 
 APT and APT-rand invert no Hessian here: APT follows the plain gradient. "apt-cg" is APT as it comes, by conjugate
 gradients. The ablation over inverses (apt_figs.py) is of ratings; this one is of clicks.
@@ -57,10 +58,14 @@ ATTACKS = (
     "dl-attack",
     "rapu-g",
     "adaptive-held",
+    "longer",
+    "longer-rapu-g",
 )
 BLIND = {"adaptive": "revadv", "adaptive-held": "revadv", "adaptive-rapu-g": "rapu-g-no-pgm"}
 """Each attack that knows of the defense, and the same attack without that knowledge."""
-ADAPTIVE = tuple(BLIND)
+LONGER = {"adaptive": "longer", "adaptive-held": "longer", "adaptive-rapu-g": "longer-rapu-g"}
+"""Its control: as many steps from where it begins, with no defense inside."""
+ADAPTIVE, CONTROLS = tuple(BLIND), tuple(dict.fromkeys(LONGER.values()))
 HELD = ("apt", "apt-rand")
 FILTERS = ("knn", "pca", "popularity", "duplicate")
 DEFENSES = ("none", "at", "apt", "apt-rand", "apt-cg", *(f"filter:{name}" for name in FILTERS))
@@ -108,22 +113,25 @@ def _rows(spec: Spec, attack: str) -> Float[Array, "F I"]:
     return profiles.to_rows()
 
 
-def _adaptive(defense: str, spec: Spec) -> Attack:
-    """RevAdv or RAPU-G against the surrogate with the defense inside; RAPU-G without its model, which a defense leaves
-    no room for. They begin with the fake users of the same attack without that knowledge, or where fewer of those
-    pass the filter, with Random's.
+def _crafting(defense: str, spec: Spec) -> Attack:
+    """RevAdv or RAPU-G against the surrogate with the defense inside, or of a control, without; RAPU-G without its
+    model, which a defense leaves no room for. They begin with the fake users of the same attack without that knowledge,
+    or where fewer of those pass the filter, with Random's.
     """
+    attack = spec["attack"]
     guard, held = _guard(defense, spec)
     view = rapu._view("ml", spec["seed"], 0.9, 0.1)
+    inside = _guard("none", spec)[0].known(view) if attack in CONTROLS else guard.known(view, held)
     spent: dict[str, Any] = {
-        "surrogate": guard.known(view, held),
+        "surrogate": inside,
         "fakes": FRACTION,
         "budget": rapu.WORLDS["ml"].budget,
         "k": K,
     }
-    if defense != "none":
-        spent["initial"] = guard.beginning(view, *(_rows(spec, a) for a in (BLIND[spec["attack"]], "random")))
-    if spec["attack"] == "adaptive-rapu-g":
+    if defense != "none" or attack in CONTROLS:
+        blind = "rapu-g-no-pgm" if attack.endswith("rapu-g") else "revadv"
+        spent["initial"] = guard.beginning(view, *(_rows(spec, a) for a in (blind, "random")))
+    if attack.endswith("rapu-g"):
         return attacks.rapu_g(**spent, pgm=False)
     return attacks.revadv(**spent, projection="topk", click_targets=True, estimator="truncated", tau=20)
 
@@ -132,16 +140,19 @@ def setting(spec: Spec) -> tuple[Case, Profiles | None, dict[str, Any]]:
     """The repetition, its fake users, and what one who knows the defense saw: the target HR of the surrogate behind it
     with the fake users it began with, and at best. Those of Table 2 are shared with it.
     """
-    if spec["attack"] not in ADAPTIVE:
+    if spec["attack"] not in (*ADAPTIVE, *CONTROLS):
         wanted = {"data": "ml", "attack": spec["attack"], "seed": spec["seed"], "fraction": FRACTION}
         return *rapu.setting(wanted)[:2], {}
     case, _, _ = rapu.setting({"data": "ml", "attack": "none", "seed": spec["seed"]})
     view = rapu._view("ml", spec["seed"], 0.9, 0.1)
-    where = {"data": "ml", "seed": spec["seed"], "against": spec["defense"], "attack": spec["attack"]}
-    attack = _adaptive(spec["defense"], spec)
+    where = {"data": "ml", "seed": spec["seed"], "attack": spec["attack"]}
+    if spec["attack"] in ADAPTIVE:
+        where["against"] = spec["defense"]
+    attack = _crafting(spec["defense"], spec)
     profiles, told = crafted(where, attack, case.keys["attack"], view, case.targets)
     own = [value for value in told["history"].get("target_hr", ()) if value is not None]
-    return case, profiles, {} if spec["defense"] == "none" or not own else {"own_hr": [own[0], max(own)]}
+    known = spec["attack"] in ADAPTIVE and spec["defense"] != "none"
+    return case, profiles, {"own_hr": [own[0], max(own)]} if known and own else {}
 
 
 def run(spec: Spec) -> dict[str, Any]:
@@ -208,6 +219,6 @@ def cells(quick: bool) -> list[Spec]:
         found += [
             {"study": "defense-grid", "attack": attack, "defense": "detectors", "seed": seed}
             for attack in names
-            if attack not in ("none", *ADAPTIVE)
+            if attack not in ("none", *ADAPTIVE, *CONTROLS)
         ]
     return found

@@ -1,7 +1,7 @@
 """The page of the defense grid: its table, its heat map, and what it allows to say.
 
 What a defense changes, what an attack gains over Random behind it, and what knowing of the defense gains are
-differences paired by seed (experiments/paired.py); none is corrected for how many are looked at.
+differences paired by seed (experiments/paired.py), a table each; none is corrected for how many are looked at.
 """
 
 from __future__ import annotations
@@ -14,18 +14,21 @@ import numpy as np
 
 from bilevel import Code
 from experiments import report
-from experiments.paired import gap
+from experiments.paired import Gap, gap
 from experiments.papers.defense_grid import (
     ADAPTIVE,
     ATTACKS,
     BLIND,
+    CONTROLS,
     DEFENSES,
     LEVEL,
+    LONGER,
     VICTIMS,
     cells,
     run,
 )
 from experiments.record import Record
+from experiments.report import Table
 from experiments.study import Report, Study
 
 REASONS = (
@@ -71,17 +74,17 @@ def table(records: list[Record], folder: Path) -> Report:
         "those of one training), the soft side of the filter's detector with the cut of the attacker's view; it begins "
         "with the fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with "
         "Random's",
-        "limits of adaptive: 30 more steps than the attack it begins with, truncated at 20, on one draw of the "
-        "surrogate's training; a gradient that need not lead back from far beyond a cut; against NCF it is carried "
-        "over from WRMF. What it does not break is not shown to hold",
+        "longer: the controls of adaptive, as many steps from the same start with no defense inside, so that knows "
+        "minus longer is what knowing gains at equal effort",
+        "limits of adaptive: truncated at 20, on one draw of the surrogate's training; a gradient that need not lead "
+        "back from far beyond a cut; against NCF it is carried over from WRMF. What it does not break is not shown to "
+        "hold",
         *REASONS,
         *_worst(grid),
         *_stood(records),
-        *_paired(records),
         *_broken(recall),
         *_helped(records),
-        *_kept(records),
-        *_seen(records),
+        *_best(records),
     ]
     return Report(
         "Defenses against attacks, MovieLens-100K",
@@ -89,10 +92,11 @@ def table(records: list[Record], folder: Path) -> Report:
         rows,
         notes,
         [_picture(grid, next(iter(_areas(records)), ""), folder)],
+        [each for each in (*_paired(records), _kept(records), _seen(records)) if each.rows],
     )
 
 
-def _paired(records: list[Record]) -> list[str]:
+def _paired(records: list[Record]) -> list[Table]:
     """What changes by a defense, over Random behind it, and by knowing of it, on the seeds that both have."""
     hits: dict[Place, dict[int, float]] = {}
     for record in records:
@@ -100,25 +104,34 @@ def _paired(records: list[Record]) -> list[str]:
             place = record.spec.get("victim", VICTIMS[0]), record.spec["attack"], record.spec["defense"]
             hits.setdefault(place, {})[record.spec["seed"]] = record.result["victim"]["hr_any"]
 
-    def line(what: str, pairs: dict[str, tuple[Place, Place]]) -> list[str]:
-        gaps = {name: gap(hits.get(one, {}), hits.get(other, {})) for name, (one, other) in pairs.items()}
-        shown = [f"{name} {each.said(3)}" for name, each in gaps.items() if each]
-        return [f"{what}, paired by seed: {', '.join(shown)}"] if shown else []
+    def between(one: Place, other: Place) -> Gap | None:
+        return gap(hits.get(one, {}), hits.get(other, {}))
 
-    blind = [attack for attack in ATTACKS if attack not in ADAPTIVE]
+    blind = [attack for attack in ATTACKS if attack not in (*ADAPTIVE, *CONTROLS)]
     over = [attack for attack in ATTACKS if attack not in ("none", "random")]
-    said = []
-    for v in VICTIMS:
-        for d in DEFENSES[1:]:
-            said += line(f"{v}, {d} minus no defense", {a: ((v, a, d), (v, a, "none")) for a in blind})
-        for d in DEFENSES:
-            said += line(
-                f"{v}, minus random, both behind {d}", {a: ((v, a, d), (v, "random", d)) for a in over}
-            )
-        for knows, not_ in BLIND.items():
-            against = {d: ((v, knows, d), (v, not_, d)) for d in DEFENSES[1:]}
-            said += line(f"{v}, {knows} minus {not_}, which knows of no defense", against)
-    return said
+    changes = {
+        (v, a): [between((v, a, d), (v, a, "none")) for d in DEFENSES[1:]] for v in VICTIMS for a in blind
+    }
+    gains = {(v, a): [between((v, a, d), (v, "random", d)) for d in DEFENSES] for v in VICTIMS for a in over}
+    knows = {
+        (v, a, other[a]): [between((v, a, d), (v, other[a], d)) for d in DEFENSES[1:]]
+        for v in VICTIMS
+        for a in ADAPTIVE
+        for other in (BLIND, LONGER)
+    }
+    return [
+        _gaps("A defense minus none", ["victim", "attack", *DEFENSES[1:]], changes),
+        _gaps("An attack minus random, both behind the same defense", ["victim", "attack", *DEFENSES], gains),
+        _gaps("Who knows the defense minus who does not", ["victim", "knows", "minus", *DEFENSES[1:]], knows),
+    ]
+
+
+def _gaps(title: str, header: list[str], rows: dict[tuple[str, ...], list[Gap | None]]) -> Table:
+    """Rows of paired differences, those with none left out."""
+    shown = [
+        [*of, *(each.said(3) if each else "-" for each in gaps)] for of, gaps in rows.items() if any(gaps)
+    ]
+    return Table(f"{title} (target HR@50, paired by seed)", header, shown)
 
 
 def _stood(records: list[Record]) -> list[str]:
@@ -176,18 +189,22 @@ def _grid(records: list[Record], read: Callable[[dict[str, Any]], float]) -> dic
     return found
 
 
-def _kept(records: list[Record]) -> list[str]:
+def _kept(records: list[Record]) -> Table:
     """Filters among the users they left in: those without clicks are shown the popular, attacked or not."""
-    found: dict[str, dict[str, list[float]]] = {}
+    found: dict[Place, list[float]] = {}
     for record in records:
         if "kept_hr" in record.result:
-            of = found.setdefault(f"{record.spec.get('victim', VICTIMS[0])}, {record.spec['defense']}", {})
-            of.setdefault(record.spec["attack"], []).append(record.result["kept_hr"])
-    return [
-        f"{defense}, of the users it left in: "
-        + ", ".join(f"{attack} {np.mean(of[attack]):.3f}" for attack in ATTACKS if attack in of)
-        for defense, of in found.items()
+            place = record.spec.get("victim", VICTIMS[0]), record.spec["attack"], record.spec["defense"]
+            found.setdefault(place, []).append(record.result["kept_hr"])
+    filters = [defense for defense in DEFENSES if defense.startswith("filter:")]
+    rows = [
+        [v, a, *(f"{np.mean(found[v, a, d]):.3f}" if (v, a, d) in found else "-" for d in filters)]
+        for v in VICTIMS
+        for a in ATTACKS
+        if any((v, a, d) in found for d in filters)
     ]
+    title = "Target HR@50 of the users whom a filter left in (means)"
+    return Table(title, ["victim", "attack", *filters], rows)
 
 
 def _areas(records: list[Record]) -> dict[str, dict[str, list[float]]]:
@@ -203,18 +220,22 @@ def _average(by: dict[str, list[float]]) -> float:
     return float(np.mean([np.mean(values) for values in by.values()]))
 
 
-def _seen(records: list[Record]) -> list[str]:
-    """The area of every detector, by attack, and which is best on average."""
-    areas = _areas(records)
-    lines = [
-        f"detector {name}: ROC area " + ", ".join(f"{attack} {np.mean(v):.2f}" for attack, v in by.items())
-        for name, by in areas.items()
-    ]
-    best = [
+def _best(records: list[Record]) -> list[str]:
+    return [
         f"best detector on average over these attacks (known only afterwards): {name}, area {_average(by):.2f}"
-        for name, by in list(areas.items())[:1]
+        for name, by in list(_areas(records).items())[:1]
     ]
-    return [*lines, *best]
+
+
+def _seen(records: list[Record]) -> Table:
+    """The area of every detector, the best on average first, by attack."""
+    areas = _areas(records)
+    of = [attack for attack in ATTACKS if any(attack in by for by in areas.values())]
+    rows = [
+        [attack, *(f"{np.mean(by[attack]):.2f}" if attack in by else "-" for by in areas.values())]
+        for attack in of
+    ]
+    return Table("ROC area of each detector (means)", ["attack", *areas], rows)
 
 
 def _helped(records: list[Record]) -> list[str]:

@@ -77,7 +77,7 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
     rows = {"revadv": twins.astype(float), "rapu-g-no-pgm": twins.astype(float), "random": alone}
     monkeypatch.setattr(defense_grid, "_rows", lambda spec, attack: rows[attack])
     for defense in defense_grid.DEFENSES:
-        defense_grid._adaptive(defense, spec("adaptive", defense))
+        defense_grid._crafting(defense, spec("adaptive", defense))
     assert "initial" not in asked[0]  # the attack itself
     assert all(each["initial"] is rows["revadv"] for each in asked[1:5])
     assert asked[defense_grid.DEFENSES.index("filter:duplicate")]["initial"] is alone
@@ -91,6 +91,16 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
     ]
     assert len({each["surrogate"].config.get("cut") for each in asked[5:]}) == 4  # each its own detector's
     assert {each["name"] for each in asked} == {"revadv"}
+    known = asked.copy()
+    asked.clear()
+    for defense in defense_grid.DEFENSES:
+        defense_grid._crafting(defense, spec("longer", defense))
+    assert {each["surrogate"].name for each in asked} == {
+        "wrmf"
+    }  # its control: the same start, nothing inside
+    assert asked[0]["initial"] is rows["revadv"]
+    assert [each["initial"] for each in asked[1:]] == [each["initial"] for each in known[1:]]
+    asked[:] = known
     case, profiles, _ = defense_grid.setting(spec("adaptive-rapu-g", "at"))
     assert (asked[-1]["name"], asked[-1]["pgm"]) == ("rapu-g", False)
     assert asked[-1]["surrogate"] is asked[1]["surrogate"]
@@ -103,7 +113,7 @@ def test_what_one_who_knows_saw_is_on_record(world, monkeypatch):
     """The first step that was scored and the best; nothing where there is no defense to know."""
     seen = {"history": {"target_hr": [None, 0.2, 0.5, 0.3]}}
     monkeypatch.setattr(defense_grid, "crafted", lambda *args: ("profiles", seen))
-    monkeypatch.setattr(defense_grid, "_adaptive", lambda defense, spec: None)
+    monkeypatch.setattr(defense_grid, "_crafting", lambda defense, spec: None)
     assert defense_grid.setting(spec("adaptive", "at"))[1:] == ("profiles", {"own_hr": [0.2, 0.5]})
     assert defense_grid.setting(spec("adaptive", "none"))[2] == {}
 
