@@ -23,7 +23,7 @@ from models.data import Profiles
 from models.itempop import itempop
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = ("run_attack", "run_defense", "run_explain", "run_training")
+SCRIPTS = ("run_attack", "run_defense", "run_detect", "run_explain", "run_training")
 
 
 def load(name):
