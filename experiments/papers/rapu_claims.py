@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from experiments.paired import Gap, conclusion, gap
+from experiments.report import Table
 
 Hits = Mapping[str, Mapping[int, float]]
 """By attack, by seed: target hit rate."""
@@ -16,6 +17,7 @@ LEARNED = ("revadv", "rapu-g", "rapu-r", "rapu-g-no-pgm", "pga", "pga-unrolled",
 PRINTED = ("random", "popular")
 """The paper's heuristics."""
 CONTROLS = ("random", "top-popular")
+VERDICTS = ("above", "undecided", "below", "too few seeds")
 EXEMPT = {
     "pga": "on clicks its gradient has no entry for a filler, so they stay random, attacks/pga.py; pga-unrolled has "
     "the exact one through a sweep",
@@ -32,26 +34,24 @@ NOTES = (
 )
 
 
-def order(by: Hits) -> str | None:
+def orders(columns: Mapping[str, Hits]) -> Table:
     """Whether RAPU-G > RevAdv > heuristics holds, for the paper's heuristics and with TopPopular, pair by pair.
 
     >>> level = {"rapu-g": 0.3, "revadv": 0.2, "random": 0.1, "popular": 0.1, "top-popular": 0.25}
-    >>> whole, pairs = order({name: dict.fromkeys(range(3), value) for name, value in level.items()}).split(": ")[1:]
-    >>> whole
-    'holds for random and popular, does not hold with top-popular'
-    >>> pairs.split("; ")[-1]
-    'revadv - top-popular -0.050 [-0.050, -0.050] below'
+    >>> found = orders({"WRMF": {name: dict.fromkeys(range(3), value) for name, value in level.items()}})
+    >>> found.header[:3], found.rows[0][:3]
+    (['where', 'random and popular', 'with top-popular'], ['WRMF', 'holds', 'does not hold'])
+    >>> found.header[-1], found.rows[0][-1]
+    ('revadv - top-popular', '-0.050 [-0.050, -0.050] below')
     """
-    pairs = _pairs(by)
-    shown = [f"{pair} {each.said()}" for pair, each in pairs.items() if each]
-    if not shown:
-        return None
-    plain, whole = conclusion(list(pairs.values())[:-1]), conclusion(list(pairs.values()))
-    also = "and" if plain == whole else whole
-    return (
-        f"RAPU-G > RevAdv > heuristics: {plain} for {' and '.join(PRINTED)}, {also} with top-popular: "
-        f"{'; '.join(shown)}"
-    )
+    rows = []
+    for where, by in columns.items():
+        gaps = list(_pairs(by).values())
+        if any(gaps):
+            shown = (each.said() if each else "-" for each in gaps)
+            rows.append([where, conclusion(gaps[:-1]), conclusion(gaps), *shown])
+    header = ["where", " and ".join(PRINTED), "with top-popular", *_pairs({})]
+    return Table("RAPU-G > RevAdv > heuristics (paired by seed)", header, rows)
 
 
 def _pairs(by: Hits) -> dict[str, Gap | None]:
@@ -61,21 +61,34 @@ def _pairs(by: Hits) -> dict[str, Gap | None]:
     return {"rapu-g - revadv": gap(by.get("rapu-g", {}), revadv), **over}
 
 
-def against(by: Hits, control: str) -> str | None:
-    """Which attacks are above a control, against Random those that optimize; see `verdicts`."""
-    found = verdicts(_over(by, control), reasons=control == "random")
-    return f"minus {control}: {found}" if found else None
+def against(columns: Mapping[str, Hits], control: str) -> Table:
+    """Which attacks are above a control, against Random those that optimize; of the others the difference, and why.
+
+    >>> level = {"random": 0.1, "revadv": 0.2, "rapu-g": 0.1}
+    >>> found = against({"WRMF": {name: dict.fromkeys(range(3), value) for name, value in level.items()}}, "random")
+    >>> found.rows
+    [['WRMF', 'revadv', 'rapu-g +0.000 [+0.000, +0.000] (the same on every seed)', '-', '-']]
+    """
+    rows = []
+    for where, by in columns.items():
+        sort: dict[str, list[str]] = {verdict: [] for verdict in VERDICTS}
+        for name, each in _over(by, control).items():
+            why = reason(name, [each]) if control == "random" else ""
+            sort[each.verdict].append(name if each.verdict == "above" else f"{name} {each}{why}")
+        if any(sort.values()):
+            rows.append([where, *(", ".join(sort[verdict]) or "-" for verdict in VERDICTS)])
+    return Table(f"Minus {control} (paired by seed)", ["where", *VERDICTS], rows)
+
+
+def tables(columns: Mapping[str, Hits]) -> list[Table]:
+    """The order and both controls, a row a column of the page's table."""
+    return [orders(columns), *(against(columns, control) for control in CONTROLS)]
 
 
 def _over(by: Hits, control: str) -> dict[str, Gap]:
     names = LEARNED if control == "random" else (*LEARNED, *PRINTED)
     gaps = {name: gap(by.get(name, {}), by.get(control, {})) for name in names}
     return {name: each for name, each in gaps.items() if each}
-
-
-def claims(by: Hits) -> list[str]:
-    """The order and both controls of one table's column."""
-    return [text for text in (order(by), *(against(by, control) for control in CONTROLS)) if text]
 
 
 def summary(columns: Mapping[str, Hits]) -> list[str]:
@@ -110,24 +123,6 @@ def model(points: Mapping[str, Hits]) -> str | None:
     gaps = {point: gap(by.get("rapu-g", {}), by.get("rapu-g-no-pgm", {})) for point, by in points.items()}
     shown = [f"{each.said()} at {point}" for point, each in gaps.items() if each]
     return f"rapu-g - rapu-g-no-pgm: {', '.join(shown)}" if shown else None
-
-
-def verdicts(gaps: Mapping[str, Gap], *, reasons: bool) -> str:
-    """Which attacks are above their control; of the others, if asked, the difference and the reason.
-
-    >>> found = {"revadv": Gap(0.2, 0.1, 0.3, 5), "rapu-g": Gap(0.05, -0.1, 0.2, 5), "pga": Gap(0, -0.1, 0.1, 5)}
-    >>> verdicts(found, reasons=False)
-    'above: revadv; undecided: rapu-g, pga'
-    >>> verdicts(found, reasons=True)[15:]
-    'undecided: rapu-g +0.050 [-0.100, +0.200] (5 seeds tell 0.150 from 0), pga +0.000 [-0.100, +0.100] (exempt)'
-    """
-    sort: dict[str, list[str]] = {"above": [], "undecided": [], "below": [], "too few seeds": []}
-    for name, each in gaps.items():
-        shown = reasons and each.verdict != "above"
-        sort[each.verdict].append(f"{name} {each}{reason(name, [each])}" if shown else name)
-    if any(each.verdict != "too few seeds" for each in gaps.values()):
-        sort["above"] = sort["above"] or ["none"]
-    return "; ".join(f"{verdict}: {', '.join(found)}" for verdict, found in sort.items() if found)
 
 
 def reason(name: str, gaps: Sequence[Gap]) -> str:
@@ -168,9 +163,7 @@ def along(points: Mapping[str, Hits]) -> str | None:
     >>> along({"10": low, "20": high, "30": {"random": base, "revadv": {0: 0.15}}})
     'minus random: above: revadv at 10, 20 (+0.100 to +0.200); too few seeds: revadv at 30 (+0.050)'
     """
-    sort: dict[str, dict[str, dict[str, Gap]]] = {
-        verdict: {} for verdict in ("above", "undecided", "below", "too few seeds")
-    }
+    sort: dict[str, dict[str, dict[str, Gap]]] = {verdict: {} for verdict in VERDICTS}
     for point, by in points.items():
         for name, each in _over(by, "random").items():
             sort[each.verdict].setdefault(name, {})[point] = each

@@ -72,10 +72,10 @@ def table5_report(records: list[Record], folder: Path) -> Report:
         f"{report.SEEDS}; five targets of the stratum drawn for each seed (the paper's are not published)",
         *rapu_claims.NOTES,
         *rapu_claims.summary(columns),
-        *(f"{key}, {text}" for key, by in columns.items() for text in rapu_claims.claims(by)),
     ]
     picture = report.save(made, folder / "rapu-table5.png")
-    return Report("RAPU, Table 5: popularity of the targets", header, rows, notes, [picture])
+    title = "RAPU, Table 5: popularity of the targets"
+    return Report(title, header, rows, notes, [picture], rapu_claims.tables(columns))
 
 
 # ----------------------------------------------------------------------------------------------- Figs. 2-4, 6, 7

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,8 @@ def table2_report(records: list[Record], folder: Path) -> Report:
                     row = _row2(records, world, victim, attack, fraction)
                     rows += [row] if row else []
             where, points = f"{world}, {victim}", _points(records, world, victim)
-            claims += _agreement(records, world, victim) + _claims(where, points)
+            adds = rapu_claims.model(points)
+            claims += _agreement(records, world, victim) + ([f"{where}, {adds}"] if adds else [])
             columns |= {f"{where}, {at}": by for at, by in points.items()}
     notes = [
         f"{report.SEEDS}; HR: share of real users with a target in their list (hr_any)",
@@ -84,7 +85,10 @@ def table2_report(records: list[Record], folder: Path) -> Report:
     ]
     for record in records:
         notes += [f"{record.spec['data']}: {text}" for text in record.result["notes"]]
-    return Report("RAPU, Table 2", header, rows, list(dict.fromkeys(notes)), [_picture2(records, folder)])
+    pictures = [_picture2(records, folder)]
+    return Report(
+        "RAPU, Table 2", header, rows, list(dict.fromkeys(notes)), pictures, rapu_claims.tables(columns)
+    )
 
 
 def _printed(world: str, victim: str, attack: str, fraction: float | None) -> float:
@@ -165,13 +169,6 @@ def _by(
 def _points(records: list[Record], world: str, victim: str) -> dict[str, rapu_claims.Hits]:
     """By share of fake users, by attack, by seed."""
     return {_label(fraction): _by(records, world, victim, fraction) for fraction in sorted(FRACTIONS)}
-
-
-def _claims(where: str, points: Mapping[str, rapu_claims.Hits]) -> list[str]:
-    """RAPU-G > RevAdv > heuristics, and what beats Random and TopPopular, at each share of fake users."""
-    said = [f"{where}, {at}, {text}" for at, by in points.items() for text in rapu_claims.claims(by)]
-    adds = rapu_claims.model(points)
-    return said + ([f"{where}, {adds}"] if adds else [])
 
 
 def _label(fraction: float) -> str:

@@ -1,6 +1,5 @@
 """Studies of attacks: their tables stand our means beside the published figures, from records only."""
 
-import itertools
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -52,23 +51,25 @@ def test_rapu_table2_says_which_orderings_hold(tmp_path):
     assert row[6] == "0.0950"
     assert next(r for r in made.rows if r[:3] == ["ml", "NCF", "none"])[6] == "0.0814"
     claims = "\n".join(made.notes)
-    order = "RAPU-G > RevAdv > heuristics: holds for random and popular, and with top-popular: rapu-g - revadv +0.100 ["
-    for victim, share in itertools.product(("WRMF", "NCF", "LightGCN"), ("0.5%", "1%", "3%", "5%")):
-        assert f"ml, {victim}, {share}, {order}" in claims  # one rule for three seeds and five
-        assert f"ml, {victim}, {share}, minus random: above: revadv, rapu-g; undecided: rapu-r" in claims
+    order, random, popular = ({row[0]: row[1:] for row in table.rows} for table in made.further)
+    places = [f"ml, {v}, {at}" for v in ("WRMF", "NCF", "LightGCN") for at in ("0.5%", "1%", "3%", "5%")]
+    assert list(order) == list(random) == list(popular) == places
+    for place in places:
+        assert order[place][:2] == ["holds", "holds"]  # one rule for three seeds and five
+        assert order[place][2].startswith("+0.100 [")
+        assert random[place][0] == "revadv, rapu-g"
+        assert random[place][1].startswith("rapu-r +0.000 [+0.000, +0.000] (the same on every seed)")
     assert "ml, NCF, rapu-g - rapu-g-no-pgm: +0.190 [+0.190, +0.190] above at 0.5%, +0.190 [" in claims
     assert (
         next(r for r in made.rows if r[:3] == ["ml", "WRMF", "none"])[7] == "+0.000 [+0.000, +0.000] (at 3%)"
     )
     assert row[7:9] == ["+0.190 [+0.190, +0.190]"] * 2  # minus random, minus top-popular
-    against = next(note for note in made.notes if note.startswith("ml, WRMF, 3%, minus random: "))
-    assert "undecided: rapu-r +0.000 [+0.000, +0.000] (the same on every seed)" in against
-    assert "pga +0.000 [+0.000, +0.000] (exempt)" in against
+    undecided = random["ml, WRMF, 3%"][1]
+    assert "pga +0.000 [+0.000, +0.000] (exempt)" in undecided
     assert "pga (on clicks its gradient has no entry for a filler" in claims
-    assert "pga-unrolled +0.000 [+0.000, +0.000] (the same on every seed)" in against  # ours is not exempt
-    assert (
-        "ml, LightGCN, 3%, minus top-popular: above: revadv, rapu-g; undecided: rapu-r, rapu-g-no" in claims
-    )
+    assert "pga-unrolled +0.000 [+0.000, +0.000] (the same on every seed)" in undecided  # ours is not exempt
+    assert popular["ml, LightGCN, 3%"][0] == "revadv, rapu-g"
+    assert popular["ml, LightGCN, 3%"][1].startswith("rapu-r +0.000 [+0.000, +0.000], rapu-g-no")
     assert all(Path(picture).stat().st_size > 1000 for picture in made.pictures)
 
 
@@ -78,19 +79,16 @@ def test_rapu_table2_gives_no_verdict_on_two_seeds(tmp_path):
         c for c in rapu_table2.table2_cells(False) if all(c.get(name) == v for name, v in wanted.items())
     ]
     found = [rapu_record(spec) for spec in cells if spec["seed"] < (2 if spec["attack"] == "covis" else 5)]
-    claims = "\n".join(rapu_table2.table2_report(found, tmp_path).notes)
-    assert "too few seeds: covis +0.000 (2 seeds)" in claims
-    assert "covis +0.000 (2 seeds) (" not in claims  # and no cause for what is not known
+    made = rapu_table2.table2_report(found, tmp_path)
+    claims, few = "\n".join(made.notes), made.further[1].rows[0][-1]
+    assert few == "covis +0.000 (2 seeds)"  # and no cause for what is not known
     assert "ml, WRMF: over the 7 cells with three seeds or more, ours is off" in claims  # not none, not covis
     assert "to +113% (rapu-g 3%)" in claims  # 0.202 of 0.095
-    alone = "\n".join(
-        rapu_table2._claims("ml", rapu_table2._points([r for r in found if r.spec["seed"] < 2], "ml", "WRMF"))
-    )
-    assert "ml, 3%, minus top-popular: too few seeds: revadv, rapu-g" in alone
-    assert (
-        "heuristics: too few seeds for random and popular, and with top-popular: rapu-g - revadv +0.100 (2"
-        in alone
-    )
+    alone = rapu_table2.table2_report([r for r in found if r.spec["seed"] < 2], tmp_path).further
+    assert alone[0].rows[0][1:3] == ["too few seeds", "too few seeds"]
+    assert alone[0].rows[0][3] == "+0.100 (2 seeds)"
+    assert alone[2].rows[0][1:4] == ["-", "-", "-"]
+    assert alone[2].rows[0][4].startswith("revadv +0.090 (2 seeds), rapu-g +0.190 (2 seeds)")
 
 
 def test_the_quick_victims_of_table2_come_first_and_share_crafts():
@@ -113,16 +111,15 @@ def test_rapu_sweeps(module, tmp_path):
     row = next(r for r in made.rows if r[0] == "rapu-g")
     assert row[2].endswith("/ 0.6080")
     claims = "\n".join(made.notes)
-    assert (
-        "Most Unp., RAPU-G > RevAdv > heuristics: holds for random and popular, and with top-popular:"
-        in claims
-    )
+    order, random, _ = ({row[0]: row[1:] for row in table.rows} for table in made.further)
+    assert order["Most Unp."][:2] == ["holds", "holds"]
     assert (
         "RAPU-G > RevAdv > random and popular: holds at Most Pop. | Popular | Ordinary | Unpopular | Most Unp."
         in claims
     )
     assert "above top-popular for sure: revadv (Most Pop. | Popular | " in claims
-    assert "Ordinary, minus random: above: revadv, rapu-g; undecided: rapu-r +0.000 [" in claims
+    assert random["Ordinary"][0] == "revadv, rapu-g"
+    assert random["Ordinary"][1].startswith("rapu-r +0.000 [")
     made = module.figs_report([rapu_record(spec) for spec in module.figs_cells(False)], tmp_path)
     assert {r[0] for r in made.rows} == set(module.SWEEPS)
     above = "minus random: above: revadv at all (+0.090), rapu-g at all (+0.190); undecided: rapu-r at all (+0.000)"
