@@ -13,6 +13,8 @@ PAPER = {3000: (1.41, 1.93), 30_000: (2.33, 15.69)}
 """Seconds a step of PoisonRec with the tree and without, by items: Song et al., ICDE 2020, section IV-F."""
 USERS = 2000
 """Real users of drawn clicks, whose fake users or items grow."""
+MOST = 50
+"""Iterations that an EM of RAPU-G may make (attacks.pgm.Pgm)."""
 Term = Callable[[float, float], float]
 PARAMETERS: Term = lambda fakes, items: USERS + fakes + items
 CELLS: Term = lambda fakes, items: USERS * items
@@ -34,6 +36,7 @@ def line(row: Row) -> str:
         who, what = f"PoisonRec {task['tree']}, {task['items']:,} items", "step_seconds"
     else:
         where = task.get("size") or f"{task['fakes']} fakes, {task['items']:,} items"
+        where += f", EM of {task['em']}" if "em" in task else ""
         who, what = f"{task['attack']}, {where}", "seconds"
     if "error" in row:
         return f"{who}: {row['error']}"
@@ -110,20 +113,36 @@ def trees(rows: list[Row]) -> dict[int, float]:
 
 def faster(rows: list[Row]) -> dict[str, float]:
     """RevAdv's seconds (truncated) over RAPU-R's at the same surrogate, by size; the goal is 10."""
-    by = {
-        (row["task"]["attack"], row["task"]["size"]): row["seconds"]
-        for row in good(rows, "attack")
-        if "size" in row["task"]
-    }
+    by = {(row["task"]["attack"], row["task"]["size"]): row["seconds"] for row in whole(good(rows, "attack"))}
     sizes = dict.fromkeys(size for _, size in by)
     return {
         s: by["revadv", s] / by["rapu-r", s] for s in sizes if ("revadv", s) in by and ("rapu-r", s) in by
     }
 
 
+def whole(rows: list[Row]) -> list[Row]:
+    """Those of an attack as it comes, at a size."""
+    return [row for row in rows if "size" in row["task"] and "em" not in row["task"]]
+
+
+def em(rows: list[Row]) -> list[str]:
+    """What an iteration of RAPU-G's EM takes in a craft, from two measurements that differ in how many there are."""
+    lines = []
+    for size in dict.fromkeys(row["task"].get("size") for row in good(rows, "em")):
+        cut = sorted((r["task"]["em"], r["seconds"]) for r in good(rows, "em") if r["task"]["size"] == size)
+        (few, less), (many, more) = cut[0], cut[-1]
+        if few < many:
+            each = (more - less) / (many - few)
+            lines.append(
+                f"RAPU-G, {size}: {less:,.0f} s a craft where every EM ends after {few}, and {each:,.0f} s with each "
+                f"further iteration, so at most {less + (MOST - few) * each:,.0f} s with the {MOST} it may make"
+            )
+    return lines
+
+
 def crafts(rows: list[Row]) -> str:
     """Seconds and peak memory of a craft at each size, a line an attack, as Markdown."""
-    sized = [row for row in rows if "size" in row["task"]]
+    sized = whole(rows)
     sizes = list(dict.fromkeys(row["task"]["size"] for row in sized))
     found = {(row["task"]["attack"], row["task"]["size"]): row for row in sized}
     lines = [
@@ -159,7 +178,7 @@ def said(rows: list[Row]) -> list[str]:
                 f"seconds ~ {over}^e, e: "
                 + ", ".join(f"{name} {value:.2f}" for name, value in slopes.items())
             )
-    lines += complexities(rows)
+    lines += complexities(rows) + em(rows)
     for items, ratio in trees(rows).items():
         tree, plain = PAPER[items]
         lines.append(
@@ -196,7 +215,7 @@ def show(console: Any, rows: list[Row]) -> None:
         "peak MB",
     )
     table = Table(*head, box=box.SIMPLE)
-    for row in (row for row in rows if "size" in row["task"]):
+    for row in whole(rows):
         task = row["task"]
         if "error" in row:
             table.add_row(task["size"], task["attack"], row["error"])
@@ -230,7 +249,7 @@ def figure(rows: list[Row], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     made, axes = plt.subplots(1, 3, figsize=(13, 4.2), layout="constrained", width_ratios=(2, 1, 1))
-    sized = [row for row in good(rows, "attack") if "size" in row["task"]]
+    sized = whole(good(rows, "attack"))
     names = list(dict.fromkeys(row["task"]["attack"] for row in sized))
     for size in dict.fromkeys(row["task"]["size"] for row in sized):
         here = [row for row in sized if row["task"]["size"] == size]

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import attacks
+from attacks.pgm import Pgm
 
 
 def craft(attack, seconds, **task):
@@ -35,6 +36,22 @@ def test_the_tree_beside_the_paper_and_the_goal_of_rapu_r(benchmark):
     assert "30,000" not in said
     assert "ml-100k: passed: 15.0x" in said
     assert "gowalla: missed: 9.0x" in said
+
+
+def test_an_iteration_of_em_is_the_difference_of_two_crafts(benchmark):
+    rows = [craft("rapu-g", 100.0, size="gowalla", em=1), craft("rapu-g", 140.0, size="gowalla", em=3)]
+    (told,) = benchmark.attacks_report.em(rows)
+    assert told.startswith(
+        "RAPU-G, gowalla: 100 s a craft where every EM ends after 1, and 20 s with each further"
+    )
+    assert told.endswith("at most 1,080 s with the 50 it may make")
+    assert Pgm().iterations == benchmark.attacks_report.MOST
+    assert benchmark.attacks_report.em(rows[:1]) == []
+    assert "gowalla" not in benchmark.attacks_report.crafts([*rows, craft("rapu-g", 7.0, size="ml-100k")])
+    cut = [task["em"] for task in benchmark.tasks(benchmark.Options()) if "em" in task]
+    assert cut == list(benchmark.ITERATIONS)
+    few, many = (benchmark.attack_of({"attack": "rapu-g", "size": "gowalla", "em": n}).config for n in cut)
+    assert few != many
 
 
 def test_growth_beside_the_complexities_that_are_printed(benchmark):
@@ -69,7 +86,8 @@ def test_every_attack_is_measured_once(benchmark):
     tasks = benchmark.tasks(benchmark.Options())
     assert len({json.dumps(task) for task in tasks}) == len(tasks)
     sizes = [
-        [task["attack"] for task in tasks if task.get("size") == size] for size in ("ml-100k", "gowalla")
+        [task["attack"] for task in tasks if task.get("size") == size and "em" not in task]
+        for size in ("ml-100k", "gowalla")
     ]
     assert sizes == [list(benchmark.ATTACKS)] * 2
     made = {benchmark.attack_of({"attack": name, "size": "ml-100k"}).name for name in benchmark.ATTACKS}
