@@ -179,6 +179,11 @@ def influence(
     [-0.667, -0.333, 1.0]
     """
     check_number("influence", "tolerance", tolerance, low=0, strict=True)
+    if structure is not None and not structure.gradient:
+        raise ValueError(
+            "influence: the structure says that the loss has a derivative rule that is not its derivative "
+            "(gradient=False), so that no stationary point defines the parameters; give the loss that they minimize"
+        )
     ctx = Ctx(jax.random.key(0), jnp.asarray(0)) if ctx is None else ctx
     problem = Problem(loss, structure or Structure(), None)
     solver = problem.choose(solver, "influence")

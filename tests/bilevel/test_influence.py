@@ -106,6 +106,7 @@ def test_influence_composes_and_is_judged(ridge_problem):
         ({"tolerance": -1}, "tolerance=-1"),
         ({"solver": lissa(3, minibatch=True)}, "batches=minibatches"),
         ({"solver": block()}, "needs diagonal blocks"),
+        ({"structure": bilevel.Structure(gradient=False)}, "not its derivative"),
     ],
 )
 def test_bad_calls(options, text):
