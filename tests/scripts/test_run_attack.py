@@ -1,6 +1,5 @@
 """The command line: a file in; profiles, table, figure and record out; resume to the same bytes; clear errors."""
 
-import importlib.util
 import json
 import os
 import random
@@ -48,12 +47,15 @@ def run(*arguments, check=True, env=None):
     return done
 
 
-def inside(*arguments):
+@pytest.fixture
+def inside(script):
     """The script in this process, where what it compiles may have been compiled before."""
-    spec = importlib.util.spec_from_file_location("run_attack", ROOT / "scripts" / "run_attack.py")
-    sys.modules["run_attack"] = script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main(tyro.cli(script.Options, args=arguments))
+
+    def main(*arguments):
+        module = script("run_attack")
+        module.main(tyro.cli(module.Options, args=arguments))
+
+    return main
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +69,7 @@ def table(tmp_path_factory):
     return ["--data", str(path), "--user-column", "who", "--item-column", "what", "--rating-column", "stars"]
 
 
-def test_end_to_end_and_judged_again(table, tmp_path, capsys):
+def test_end_to_end_and_judged_again(inside, table, tmp_path, capsys):
     out = tmp_path / "out"
     done = run(*table, *SMALL, "--steps", "3", "--seeds", "2", "--out", str(out))
     assert "target HR@5" in done.stdout
@@ -114,7 +116,7 @@ def test_end_to_end_and_judged_again(table, tmp_path, capsys):
         (["--data", "no-such-file.csv"], "no file and no data set"),
     ],
 )
-def test_bad_input_is_one_line(arguments, message, capsys, tmp_path):
+def test_bad_input_is_one_line(inside, arguments, message, capsys, tmp_path):
     with pytest.raises((ValueError, TypeError, FileNotFoundError, SystemExit), match=message):
         inside(*arguments, "--out", str(tmp_path / "out"), "--quiet")
     assert not list(tmp_path.rglob("*.npz"))

@@ -1,6 +1,5 @@
 """The command line of defenses: a file in; a row a defense, records that are not made twice, clear errors."""
 
-import importlib.util
 import json
 import os
 import re
@@ -27,12 +26,15 @@ def run(*arguments):
     return done
 
 
-def inside(*arguments):
+@pytest.fixture
+def inside(script):
     """The script in this process, where what it compiles may have been compiled before."""
-    spec = importlib.util.spec_from_file_location("run_defense", ROOT / "scripts" / "run_defense.py")
-    sys.modules["run_defense"] = script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
-    script.main(tyro.cli(script.Options, args=arguments))
+
+    def main(*arguments):
+        module = script("run_defense")
+        module.main(tyro.cli(module.Options, args=arguments))
+
+    return main
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +60,7 @@ def saved(path, targets, value=5.0):
     return ["--profiles", str(path)]
 
 
-def test_a_row_a_defense(ratings, tmp_path, capsys):
+def test_a_row_a_defense(inside, ratings, tmp_path, capsys):
     """APT's helpful users are chosen by influence, those of its control, which has a preset here, at random."""
     few = "users=3,items=4,pretrain=2,every=2,references=3,solver=identity"
     chosen = ["none", "filter:rdma,level=0.1", f"apt,{few}", f"apt-rand:ml-100k,{few}"]
@@ -94,7 +96,9 @@ def test_the_bonus_of_a_preset_keeps_its_share_of_the_largest_rating(text, grid,
     assert helpers.temperature == 20.0 + 20 * ("film" in text) - 10 * ("yelp" in text)
 
 
-def test_saved_fake_users_are_judged_by_their_own_targets_and_told_apart_by_what_they_hold(ratings, tmp_path):
+def test_saved_fake_users_are_judged_by_their_own_targets_and_told_apart_by_what_they_hold(
+    inside, ratings, tmp_path
+):
     """Two files of one name are two repetitions; the table names the file, and no attack."""
     asked = [*ratings, "--defense", "none", "--out", str(tmp_path), "--quiet"]
     told = []
@@ -118,12 +122,12 @@ def test_saved_fake_users_are_judged_by_their_own_targets_and_told_apart_by_what
         (["--targets", "i1,i2"], "was made for the targets [2]"),
     ],
 )
-def test_what_saved_fake_users_contradict_is_an_error(ratings, tmp_path, given, message):
+def test_what_saved_fake_users_contradict_is_an_error(inside, ratings, tmp_path, given, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         inside(*ratings, *saved(tmp_path / "made.npz", [2]), *given, "--out", str(tmp_path), "--quiet")
 
 
-def test_the_toy_data_are_those_of_another_command(tmp_path):
+def test_the_toy_data_are_those_of_another_command(inside, tmp_path):
     with pytest.raises(ValueError, match="made on the spot by run_attack"):
         inside("--data", "toy", "--model", "wrmf", "--out", str(tmp_path), "--quiet")
 
@@ -144,7 +148,7 @@ def clicks(tmp_path_factory):
     return ["--data", str(path), *asked, *learned]
 
 
-def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeypatch):
+def test_who_knows_a_defense_has_fake_users_of_its_own(inside, clicks, tmp_path, monkeypatch):
     """Those of one who knows it click the targets, the others do not; the victim counts clicks."""
     asked, started = [], []
 
@@ -183,7 +187,7 @@ def test_who_knows_a_defense_has_fake_users_of_its_own(clicks, tmp_path, monkeyp
 
 
 @pytest.mark.slow
-def test_fake_users_of_one_who_knows_are_learned_behind_every_defense(clicks, tmp_path):
+def test_fake_users_of_one_who_knows_are_learned_behind_every_defense(inside, clicks, tmp_path):
     few = "users=3,items=4,pretrain=2,every=2,references=3,solver=identity"
     chosen = ["none", "at,epsilon=0.5", f"apt,{few}"]
     model = ["--model", "wrmf,factors=3,epochs=8,learning_rate=0.1"]

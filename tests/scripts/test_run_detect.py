@@ -1,10 +1,7 @@
 """run_detect.py on clicks among which some users copy one another: who is listed, and how well the detectors did."""
 
 import csv
-import importlib.util
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,17 +10,7 @@ import tyro
 from models.data import Profiles, load
 from models.evaluation.detection import detection
 
-ROOT = Path(__file__).resolve().parents[2]
 USERS, ITEMS, FAKES = 40, 20, 4
-
-
-@pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("run_detect_here", ROOT / "scripts" / "run_detect.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +32,8 @@ def twins(table):
 
 
 def call(script, *arguments):
-    script.main(tyro.cli(script.Options, args=[*map(str, arguments), "--quiet"]))
+    module = script("run_detect")
+    module.main(tyro.cli(module.Options, args=[*map(str, arguments), "--quiet"]))
 
 
 def read(out):

@@ -1,6 +1,5 @@
 """run_explain.py from a file to explanations that are verified, and back from the saved model."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -17,25 +16,14 @@ from models.explain.verify import Verified
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    taste = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 25))
-    user, item = np.nonzero(taste > 0.7)
-    path = tmp_path_factory.mktemp("data") / "clicks.tsv"
-    lines = [f"u{u}\ti{i}" for u, i in zip(user, item, strict=True)]
-    path.write_text("\n".join(["user\titem", *lines]) + "\n")
-    return path
-
-
 def call(*arguments):
     command = [sys.executable, str(ROOT / "scripts" / "run_explain.py"), *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_explanations_are_written_and_verified(table, tmp_path):
+def test_explanations_are_written_and_verified(clicks, tmp_path):
     model = "wrmf,factors=3,epochs=100,learning_rate=0.1,l2=1.0,batch=None"
-    options = ["--data", table, "--model", model, "--k", 5, "--out", tmp_path]
+    options = ["--data", clicks, "--model", model, "--k", 5, "--out", tmp_path]
     first = call(*options, "--users", 6, "--verify", 2)
     assert first.returncode == 0, first.stderr
     record = json.loads((tmp_path / "explanations.json").read_text())
@@ -54,12 +42,11 @@ def test_explanations_are_written_and_verified(table, tmp_path):
 
 
 @pytest.mark.parametrize("rank", [None, 2])
-def test_the_question_reaches_the_search_and_the_verification(table, tmp_path, monkeypatch, capsys, rank):
+def test_the_question_reaches_the_search_and_the_verification(
+    script, clicks, tmp_path, monkeypatch, capsys, rank
+):
     """An item at a rank is to leave the list, the best item to fall behind another one."""
-    name = "run_explain_in_process"
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / "run_explain.py")
-    script = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    module = script("run_explain")
     told, best = {}, np.array([[3, 4, 5]])
 
     def search(fitted, train, users, items, **options):
@@ -77,7 +64,7 @@ def test_the_question_reaches_the_search_and_the_verification(table, tmp_path, m
     monkeypatch.setattr(explaining, "verify", verify)
     options = [
         "--data",
-        str(table),
+        str(clicks),
         "--model",
         "lightgcn,factors=2",
         "--users",
@@ -88,7 +75,7 @@ def test_the_question_reaches_the_search_and_the_verification(table, tmp_path, m
         "2",
     ]
     options += ["--damping", "0.5", "--out", str(tmp_path), *([] if rank is None else ["--rank", str(rank)])]
-    script.main(tyro.cli(script.Options, args=options))
+    module.main(tyro.cli(module.Options, args=options))
     items, asked = told["search"]
     assert asked == {"k": 3, "method": "accent", "variant": None, "damping": 0.5}
     assert items is None if rank is None else items.tolist() == [4]
@@ -100,8 +87,8 @@ def test_the_question_reaches_the_search_and_the_verification(table, tmp_path, m
 
 
 @pytest.mark.slow
-def test_the_saved_model_explains_and_errors_say_what_to_do(table, tmp_path):
-    options = ["--data", table, "--model", "bpr,factors=3,epochs=30", "--k", 5, "--out", tmp_path]
+def test_the_saved_model_explains_and_errors_say_what_to_do(clicks, tmp_path):
+    options = ["--data", clicks, "--model", "bpr,factors=3,epochs=30", "--k", 5, "--out", tmp_path]
     first = call(*options, "--users", "u1,u2")
     assert first.returncode == 0, first.stderr
     again = call(*options, "--users", "u3,", "--rank", 2, "--verify", 1)
@@ -123,8 +110,8 @@ def test_the_saved_model_explains_and_errors_say_what_to_do(table, tmp_path):
         assert "Traceback" not in done.stderr
 
 
-def test_epochs_of_a_verification_that_is_not_asked_for_are_an_error(table, tmp_path):
-    done = call("--data", table, "--verify-epochs", 3, "--out", tmp_path)
+def test_epochs_of_a_verification_that_is_not_asked_for_are_an_error(clicks, tmp_path):
+    done = call("--data", clicks, "--verify-epochs", 3, "--out", tmp_path)
     assert done.returncode == 1
     assert "--verify-epochs 3 has no use without --verify" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -5,21 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-
-
-@pytest.fixture(scope="module")
-def table(tmp_path_factory):
-    rng = np.random.default_rng(0)
-    taste = rng.normal(size=(40, 3)) @ rng.normal(size=(3, 25))
-    user, item = np.nonzero(taste > 0.7)
-    path = tmp_path_factory.mktemp("data") / "clicks.tsv"
-    lines = [f"u{u}\ti{i}" for u, i in zip(user, item, strict=True)]
-    path.write_text("\n".join(["user\titem", *lines]) + "\n")
-    return path
 
 
 def call(*arguments):
@@ -27,8 +15,18 @@ def call(*arguments):
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
 
 
-def test_train_save_read_recommend(table, tmp_path):
-    options = ["--data", table, "--model", "wrmf,factors=3,epochs=30", "--early", "--k", 5, "--out", tmp_path]
+def test_train_save_read_recommend(clicks, tmp_path):
+    options = [
+        "--data",
+        clicks,
+        "--model",
+        "wrmf,factors=3,epochs=30",
+        "--early",
+        "--k",
+        5,
+        "--out",
+        tmp_path,
+    ]
     first = call(*options, "--recommend", "u1,u7", "--count", 3)
     assert first.returncode == 0, first.stderr
     record = json.loads((tmp_path / "record.json").read_text())
@@ -54,8 +52,8 @@ def test_train_save_read_recommend(table, tmp_path):
     ],
 )
 @pytest.mark.slow
-def test_errors_say_what_to_do(table, tmp_path, options, text):
-    done = call("--data", table, "--out", tmp_path, "--model", "wrmf,factors=2,epochs=2", *options)
+def test_errors_say_what_to_do(clicks, tmp_path, options, text):
+    done = call("--data", clicks, "--out", tmp_path, "--model", "wrmf,factors=2,epochs=2", *options)
     assert done.returncode == 1
     assert text in done.stderr
     assert "Traceback" not in done.stderr
