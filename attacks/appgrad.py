@@ -54,7 +54,7 @@ def appgrad(
     fakes: int | float = 20,
     clicks: int = 20,
     queries: int = 3200,
-    directions: int = 16,
+    directions: int | None = None,
     kind: Directions = "svd",
     radius: float = 1.0,
     learning_rate: float = 0.5,
@@ -67,7 +67,7 @@ def appgrad(
         fakes: attackers N, or fraction of the real users in (0, 1).
         clicks: T, clicks of each, >= 1.
         queries: trials in all, at least `2 * directions`; there are `queries // (2 * directions)` steps.
-        directions: q, >= 1; for "svd" at most N.
+        directions: q, >= 1; for "svd" at most N. None: 16, or N where that is a smaller number.
         kind: "svd": the leading singular directions of Z, each with a largest entry of 1, which do not leave the items
             clicked now (beyond the rank of Z there are none: those trials are of Z itself); "gaussian": `V = a b'` with
             standard normal `a`, `b`, for catalogs of tens of items.
@@ -103,7 +103,7 @@ def appgrad(
     >>> attack.steps, attack.threat.queries
     (2, 8)
     """
-    config = {**locals()}
+    config = {**locals(), "directions": _count(directions, fakes, kind)}
     if not isinstance(environment, Environment):
         raise TypeError(
             f"environment is {environment!r}; expected attacks.environment(model, ...). A victim outside "
@@ -119,7 +119,7 @@ def appgrad_learner(
     fakes: int | float = 20,
     clicks: int = 20,
     queries: int = 3200,
-    directions: int = 16,
+    directions: int | None = None,
     kind: Directions = "svd",
     radius: float = 1.0,
     learning_rate: float = 0.5,
@@ -148,17 +148,17 @@ def appgrad_learner(
     >>> learner.ask(state).clicks.shape
     (4, 2, 3)
     """
-    config = {**locals()}
+    q = _count(directions, fakes, kind)
+    config = {**locals(), "directions": q}
+    del config["q"]
     _check(config)
-    q, steps = directions, queries // (2 * directions)
+    steps = queries // (2 * q)
     legal = simplex(float(clicks))
 
     def init(key, popularity: Int[Array, " I"], targets: Int[Array, " T"], attackers: int) -> State:
         targets = jnp.asarray(targets, jnp.int32)
         if kind == "svd" and q > attackers:
-            raise ValueError(
-                f"directions is {q}, but {attackers} attackers have at most as many singular ones"
-            )
+            raise ValueError(_too_many(q, attackers))
         for_start, rest = jax.random.split(key)
         start = counts(
             first_clicks(for_start, targets, attackers, clicks, popularity.shape[0]), popularity.shape[0]
@@ -274,6 +274,21 @@ def whole_clicks(Z: Float[Array, "N I"], clicks: int, key: Key[Array, ""]) -> In
     return jax.random.permutation(key, chosen.T, axis=1, independent=True)
 
 
+def _count(directions: int | None, fakes: int | float, kind: Directions) -> int:
+    """How many directions there are, where nobody says; singular ones are no more than attackers.
+
+    >>> _count(None, 20, "svd"), _count(None, 3, "svd"), _count(None, 3, "gaussian"), _count(None, 0.1, "svd")
+    (16, 3, 16, 16)
+    """
+    if directions is not None:
+        return directions
+    return min(16, fakes) if kind == "svd" and isinstance(fakes, int) and fakes >= 1 else 16
+
+
+def _too_many(directions: int, attackers: int) -> str:
+    return f"directions is {directions}, but {attackers} attackers have at most as many singular ones"
+
+
 def _check(config: dict[str, Any]) -> None:
     for name in ("directions", "queries", "clicks"):
         value = config[name]
@@ -289,6 +304,12 @@ def _check(config: dict[str, Any]) -> None:
             raise ValueError(f"{name} is {value!r}; expected a finite number > 0")
     if config["kind"] not in get_args(Directions):
         raise ValueError(f"kind is {config['kind']!r}; expected 'gaussian' or 'svd'")
+    if (
+        config["kind"] == "svd"
+        and isinstance(config["fakes"], int)
+        and config["directions"] > config["fakes"]
+    ):
+        raise ValueError(_too_many(config["directions"], config["fakes"]))
     if config["kind"] == "svd" and config["radius"] <= 0.5:
         raise ValueError(
             f"radius is {config['radius']!r}; expected more than 0.5 for kind='svd', such as 1: from whole counts, a "

@@ -69,16 +69,21 @@ class Solve:
         check_closure(self.inner, x, params0, data, key, self.reads)
         if self.plain is not None:
             return self.plain(x, params0, data, key)
-        return self._custom(x, params0, data, key)
+        try:
+            return self._custom(x, params0, data, key)
+        except TypeError as problem:
+            if "forward-mode" not in str(problem):
+                raise
+            raise TypeError(
+                f"{self.name} is differentiated in reverse mode only (jax.grad, jax.vjp); for forward mode (jax.jvp, "
+                "jax.jacfwd, jax.hessian) use bilevel.unrolled(inner, memory='keep')"
+            ) from problem
 
     @cached_property
     def _custom(self):
         def primal(x, params0, data, key):
             return self.run(x, params0, data, key, Wants(False, False, False))[0]
 
-        primal.__name__ = (
-            f"{self.name} (reverse mode only; for forward mode use unrolled(inner, memory='keep'))"
-        )
         solve = jax.custom_vjp(primal)
         solve.defvjp(self._forward, self._backward, symbolic_zeros=True)
         return solve

@@ -68,7 +68,7 @@ def als(
     return Recommender(
         name="als",
         config=config,
-        prepare=partial(wrmf.prepare, form="observed"),
+        prepare=partial(wrmf.prepare, form="observed", name="als"),
         init=lambda key, users, items, fakes: flat(
             wrmf.Factors(users, items, fakes, factors, scale, rngs=nnx.Rngs(params=key))
         ),

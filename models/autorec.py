@@ -62,7 +62,8 @@ def autorec(
 
     Reference: Sedhain et al., WWW 2015, eqs 1-3 and section 3.
 
-    **Differs from the paper:** Adam instead of L-BFGS or Rprop; the form for clicks is ours. Ratings have their mean
+    **Differs from the paper:** users are encoded unless `by="item"` is given, which the paper has for ratings
+    (`preset("original")`); Adam instead of L-BFGS or Rprop; the form for clicks is ours. Ratings have their mean
     taken off, which changes no ranking; fake rows hold ratings as they are given, 0 where there is none.
 
     >>> autorec(hidden=4).init(jax.random.key(0), 3, 5, 1)["layers"][0]["kernel"].shape

@@ -86,11 +86,21 @@ def make(name: str, preset: str | None = None, **changes: Any) -> Recommender:
 
     Raises:
         ValueError: unknown name or preset, a value outside its range, an argument that is needed and not given.
-        TypeError: unknown argument.
+        TypeError: unknown argument; says which is nearest.
 
     >>> make("wrmf", "revadv-toy", epochs=5).config["factors"]
     16
+    >>> make("wrmf", factor=2)
+    Traceback (most recent call last):
+    ...
+    TypeError: no argument of wrmf 'factor'; did you mean 'factors'? There are: factors, ...
     """
+    arguments = list(inspect.signature(factory(name)).parameters)
+    try:
+        for argument in changes:
+            nearest(f"argument of {name}", argument, arguments)
+    except ValueError as problem:
+        raise TypeError(str(problem)) from None
     missing = [argument for argument in needs(name) if argument not in changes]
     if missing:
         raise ValueError(

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -50,8 +50,14 @@ class Fitted:
         return self.model.score(self.embedding, users)
 
 
+class Trains(Protocol):
+    """What knows how to train a recommender: a defense of the training, such as `defenses.apt.apt` makes."""
+
+    def fit(self, data: Interactions, key: Key[Array, ""], /) -> Fitted: ...
+
+
 def fit(
-    model: Recommender,
+    model: Recommender | Trains,
     train: Interactions,
     key: Key[Array, ""],
     *,
@@ -63,7 +69,8 @@ def fit(
     One compilation per model value and set of sizes (users, items, capacity, fakes).
 
     Args:
-        model: made by a factory (`wrmf`, `als`, ...).
+        model: made by a factory (`wrmf`, `als`, ...), hardened by `adversarial` or not; or what trains one itself, such
+            as `defenses.apt.apt` makes, which takes neither fake rows nor `params0`.
         train: the real interactions, or poisoned ones from `models.data.inject`.
         key: draws the initial parameters, the order of batches, and nothing else.
         fakes_rows: (F, I) rows in [0, 1] of fake users kept apart from `train`, relaxed or hard. Every cell costs;
@@ -72,8 +79,8 @@ def fit(
             parameters trained with fewer users.
 
     Raises:
-        TypeError: `train` is no `Interactions`.
-        ValueError: fake rows or `params0` whose shapes do not belong to this model and data.
+        TypeError: `model` is nothing that trains, `train` is no `Interactions`, `key` is no key.
+        ValueError: fake rows or `params0` whose shapes do not belong to this model and data, or that it does not take.
 
     **Differs from the paper:** not an algorithm of a paper.
 
@@ -86,9 +93,39 @@ def fit(
     (1, 2)
     """
     x = _rows(train, fakes_rows)
+    _check_key(key)
+    if not isinstance(model, Recommender):
+        return _by_itself(model, train, key, fakes_rows, params0)
     if params0 is not None:
         _check_params(model, params0, train.users, train.items, x.shape[0])
     return _fit(model, train, key, x, params0)
+
+
+def _by_itself(model: Trains, train: Interactions, key: Array, fakes_rows: Any, params0: Any) -> Fitted:
+    if not callable(getattr(model, "fit", None)):
+        raise TypeError(
+            f"fit: model is {type(model).__name__}; expected a recommender such as models.wrmf.wrmf(), or a defense "
+            "of its training; the order is fit(model, train, key)"
+        )
+    given = {"fakes_rows": fakes_rows, "params0": params0}
+    unused = [name for name, value in given.items() if value is not None]
+    if unused:
+        raise ValueError(
+            f"fit: {', '.join(unused)} given, but {type(model).__name__} trains by itself and takes the data only; "
+            "put fake users into them by models.data.inject"
+        )
+    return model.fit(train, key)
+
+
+def _check_key(key: Any) -> None:
+    """One key, typed or as `jax.random.PRNGKey` makes them."""
+    dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
+    typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if not (typed and shape == ()) and not (dtype == jnp.uint32 and len(shape) == 1):
+        raise TypeError(
+            f"fit: key is {type(key).__name__} of shape {shape}; expected one key, as from jax.random.key(0) "
+            "(jax.vmap for several)"
+        )
 
 
 @partial(jax.jit, static_argnames="model")

@@ -162,9 +162,9 @@ def preset(name: str, **changes: Any) -> Recommender:
 # ------------------------------------------------------------------------------------------------ pure functions
 
 
-def prepare(train: Interactions, *, form: Form = "auto") -> Data:
-    """The clicks of the real users in the form the loss reads; works under `jit` and `vmap`."""
-    return Data(cells.build(clicks_only("wrmf", train), form=form), None, sound(train))
+def prepare(train: Interactions, *, form: Form = "auto", name: str = "wrmf") -> Data:
+    """The clicks of the real users in the form the loss reads; works under `jit` and `vmap`. `name`: who asks."""
+    return Data(cells.build(clicks_only(name, train), form=form), None, sound(train))
 
 
 def loss(

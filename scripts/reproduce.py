@@ -11,7 +11,8 @@ as PNG.
 
 Without --quick these are the published ones: new records are added to experiments/records/STUDY, and the page and the
 pictures of the study in docs/results/ are made again, in place. --records FOLDER --out FOLDER keep a copy of your own
-instead; --quick has folders of its own under runs/quick/, which are not committed.
+instead; --quick has folders of its own under runs/quick/, which are not committed. All pages at once, from the records
+there are: make_report.py.
 """
 
 from __future__ import annotations
@@ -52,10 +53,10 @@ def main(
         records: folder of the records; default the published ones, experiments/records/STUDY (quick: runs/quick/STUDY).
         out: folder of the table and the picture; default the published ones, docs/results (quick: runs/quick).
     """
-    from experiments import report
+    from experiments import pages, report
     from experiments.papers import STUDIES
     from experiments.record import Records
-    from experiments.study import absent, work
+    from experiments.study import work
     from models.registry import nearest
 
     if list or not study:
@@ -72,28 +73,19 @@ def main(
     if not report_only:
         only = None if cell is None else values_of(cell)
         work(chosen, store, quick=quick, hours=hours, say=print, only=only, again=again)
-    wanted = {store.path(spec) for spec in chosen.cells(quick)}
-    found = [record for record in store if store.path(record.spec) in wanted]
-    if not found:
+    page = pages.write(chosen, store, folder, quick=quick)
+    if page is None:
         todo = (
             "run it without --report-only first"
             if report_only
             else "no cell fitted into --hours, give it more"
         )
         raise ValueError(f"{study} has no records in {store.folder}; {todo}")
-    made = chosen.report(found, folder)
-    lacking = absent(chosen.cells(quick), found)
-    if lacking:
-        made.notes.append(lacking)
-    title = made.title + (f" (partial: {len(found)} of {len(wanted)} cells)" if lacking or quick else "")
-    report.show(title, made.header, made.rows, made.notes)
-    folder.mkdir(parents=True, exist_ok=True)
-    page = folder / f"{study}.md"
-    foot = f"Made by `python scripts/reproduce.py {study}{' --quick' if quick else ''}` from {len(found)} records."
-    page.write_text(report.page(title, made.header, made.rows, made.notes, made.pictures, foot, made.further))
+    made = page.report
+    report.show(page.title, made.header, made.rows, made.notes)
     for table in made.further:
         print(f"also on the page: {table.title}")
-    print(f"written: {page}, {', '.join(map(str, made.pictures))}")
+    print(f"written: {page.path}, {', '.join(map(str, made.pictures))}")
 
 
 def values_of(text: str) -> dict[str, str]:

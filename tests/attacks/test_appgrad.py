@@ -145,6 +145,15 @@ def test_ask_has_the_trials_of_a_step_and_rewards_turn_it(key):
         ({"goal": "availability"}, ValueError, "'demote'"),
     ],
 )
-def test_a_factory_refuses(change, error, match, train, key):
+def test_a_factory_refuses(change, error, match):
     with pytest.raises(error, match=match):
-        function(**{"environment": BOX, "queries": 8, **SMALL, **change})(key, train, jnp.array([12]))
+        function(**{"environment": BOX, "queries": 8, **SMALL, **change})
+
+
+def test_there_are_no_more_singular_directions_than_attackers(train, key):
+    few = function(BOX, fakes=3, clicks=2, queries=12)
+    assert (few.config["directions"], few.steps) == (3, 2)
+    assert function(BOX).config["directions"] == 16
+    share = function(BOX, fakes=0.2, clicks=2, queries=64)  # known when the users are
+    with pytest.raises(ValueError, match="directions is 16, but 2 attackers"):
+        share(key, train, jnp.array([12]))

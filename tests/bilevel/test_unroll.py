@@ -222,8 +222,9 @@ def test_forward_mode_where_it_is_defined(wrmf_problem, hypergradient):
     p, inner = wrmf_problem, wrmf_problem.inner(optax.adam(0.05), STEPS)
     value, gradient, at = hypergradient(bilevel.unrolled(inner, memory="keep"), p)
     np.testing.assert_allclose(jax.jvp(value, (at,), (gradient,))[1], gradient @ gradient, rtol=1e-10)
-    with pytest.raises(TypeError, match="forward-mode"):
-        jax.jvp(lambda x: bilevel.unrolled(inner)(x, p.params0, p.data, jax.random.key(0)), (p.x,), (p.x,))
+    for solve in (bilevel.unrolled(inner), bilevel.truncated(inner, 2), bilevel.one_step(inner)):
+        with pytest.raises(TypeError, match=r"reverse mode only .*; for forward mode .*memory='keep'"):
+            jax.jvp(lambda x, solve=solve: solve(x, p.params0, p.data, jax.random.key(0)), (p.x,), (p.x,))
 
 
 @pytest.mark.slow

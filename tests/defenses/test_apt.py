@@ -387,7 +387,7 @@ LOOP = small(epochs=6, batch=16)
 
 
 def test_without_helpful_users_it_is_plain_training_bit_for_bit(train):
-    plain, defended = fit(LOOP, train, KEY), apt(LOOP, users=0).fit(train, KEY)
+    plain, defended = fit(LOOP, train, KEY), fit(apt(LOOP, users=0), train, KEY)
     jax.tree.map(np.testing.assert_array_equal, defended.params, plain.params)
 
 

@@ -111,8 +111,27 @@ def test_bad_calls_say_what_was_expected(clicks, key, call, message):
         call(clicks, key)
 
 
+def test_what_trains_by_itself_is_fitted_as_it_trains(clicks, key):
+    class Hardened:
+        def fit(self, data, key):
+            return train.fit(MODEL, data, jax.random.fold_in(key, 1))
+
+    own, whole = train.fit(Hardened(), clicks, key), train.fit(MODEL, clicks, jax.random.fold_in(key, 1))
+    np.testing.assert_array_equal(own.params["item"], whole.params["item"])
+    with pytest.raises(ValueError, match="fakes_rows given, but Hardened trains by itself"):
+        train.fit(Hardened(), clicks, key, fakes_rows=jnp.zeros((F, I)))
+
+
+@pytest.mark.parametrize("key", [0, jax.random.split(jax.random.key(0)), jnp.arange(2.0)])
+def test_what_is_no_key_is_refused(clicks, key):
+    with pytest.raises(TypeError, match=r"fit: key is .*expected one key, as from jax.random.key\(0\)"):
+        train.fit(MODEL, clicks, key)
+
+
 def test_arguments_in_another_order_are_named(clicks, key):
     with pytest.raises(
         TypeError, match=r"expected models.data.Interactions; the order is fit\(model, train, key\)"
     ):
         train.fit(MODEL, key, clicks)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="fit: model is Interactions; expected a recommender"):
+        train.fit(clicks, clicks, key)  # type: ignore[arg-type]
