@@ -13,6 +13,7 @@ T, in random order (the attack knows none).
 from __future__ import annotations
 
 import math
+from numbers import Integral
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -67,7 +68,8 @@ def appgrad(
         fakes: attackers N, or fraction of the real users in (0, 1).
         clicks: T, clicks of each, >= 1.
         queries: trials in all, at least `2 * directions`; there are `queries // (2 * directions)` steps.
-        directions: q, >= 1; for "svd" at most N. None: 16, or N where that is a smaller number.
+        directions: q, >= 1; for "svd" at most N. None: 16, or `fakes` where that is a smaller
+            whole number.
         kind: "svd": the leading singular directions of Z, each with a largest entry of 1, which do not leave the items
             clicked now (beyond the rank of Z there are none: those trials are of Z itself); "gaussian": `V = a b'` with
             standard normal `a`, `b`, for catalogs of tens of items.
@@ -148,10 +150,9 @@ def appgrad_learner(
     >>> learner.ask(state).clicks.shape
     (4, 2, 3)
     """
-    q = _count(directions, fakes, kind)
-    config = {**locals(), "directions": q}
-    del config["q"]
+    config = {**locals(), "directions": _count(directions, fakes, kind)}
     _check(config)
+    q = config["directions"]
     steps = queries // (2 * q)
     legal = simplex(float(clicks))
 
@@ -282,7 +283,7 @@ def _count(directions: int | None, fakes: int | float, kind: Directions) -> int:
     """
     if directions is not None:
         return directions
-    return min(16, fakes) if kind == "svd" and isinstance(fakes, int) and fakes >= 1 else 16
+    return min(16, int(fakes)) if kind == "svd" and isinstance(fakes, Integral) and fakes >= 1 else 16
 
 
 def _too_many(directions: int, attackers: int) -> str:
@@ -306,10 +307,10 @@ def _check(config: dict[str, Any]) -> None:
         raise ValueError(f"kind is {config['kind']!r}; expected 'gaussian' or 'svd'")
     if (
         config["kind"] == "svd"
-        and isinstance(config["fakes"], int)
+        and isinstance(config["fakes"], Integral)
         and config["directions"] > config["fakes"]
     ):
-        raise ValueError(_too_many(config["directions"], config["fakes"]))
+        raise ValueError(_too_many(config["directions"], int(config["fakes"])))
     if config["kind"] == "svd" and config["radius"] <= 0.5:
         raise ValueError(
             f"radius is {config['radius']!r}; expected more than 0.5 for kind='svd', such as 1: from whole counts, a "

@@ -131,11 +131,11 @@ def em(rows: list[Row]) -> list[str]:
     for size in dict.fromkeys(row["task"].get("size") for row in good(rows, "em")):
         cut = sorted((r["task"]["em"], r["seconds"]) for r in good(rows, "em") if r["task"]["size"] == size)
         (few, less), (many, more) = cut[0], cut[-1]
-        if few < many:
+        if few < many and less < more:
             each = (more - less) / (many - few)
             lines.append(
                 f"RAPU-G, {size}: {less:,.0f} s a craft where every EM ends after {few}, and {each:,.0f} s with each "
-                f"further iteration, so at most {less + (MOST - few) * each:,.0f} s with the {MOST} it may make"
+                f"further iteration; if all of them made the {MOST} they may make, {less + (MOST - few) * each:,.0f} s"
             )
     return lines
 

@@ -75,8 +75,9 @@ class Solve:
             if "forward-mode" not in str(problem):
                 raise
             raise TypeError(
-                f"{self.name} is differentiated in reverse mode only (jax.grad, jax.vjp); for forward mode (jax.jvp, "
-                "jax.jacfwd, jax.hessian) use bilevel.unrolled(inner, memory='keep')"
+                f"{self.name} is differentiated in reverse mode only (jax.grad, jax.vjp). Forward mode (jax.jvp, "
+                "jax.jacfwd) has bilevel.implicit, and bilevel.unrolled with memory='keep', 'recompute' or 'segments', "
+                "which is the exact derivative"
             ) from problem
 
     @cached_property

@@ -8,6 +8,7 @@ users at hand (`--profiles`) it is known who is what, and the detectors are judg
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import sys
@@ -24,6 +25,8 @@ from bilevel.devices import environment
 from defenses.detectors import DETECTORS, OF_RATINGS
 from defenses.filtering import flagged
 from experiments import report
+from experiments.campaign import facts_of
+from experiments.defended import made_with
 from models.data import Dataset, Profiles, inject
 from models.evaluation.detection import detection
 from models.recommender import one_of
@@ -36,14 +39,14 @@ class Looking(NamedTuple):
         data: the users, as they are on the platform.
         detectors: names of `defenses.detectors`; empty: all that can read the data.
         level: share of users that each flags, in (0, 1).
-        profiles: fake users made on the same data, to put among them so that the detectors can be judged; None: nobody
-            knows who is fake.
+        profiles: file of fake users made on the same data, to put among them so that the detectors can be judged; None:
+            nobody knows who is fake.
     """
 
     data: Dataset
     detectors: tuple[str, ...]
     level: float
-    profiles: Profiles | None
+    profiles: Path | None
 
 
 class Seen(NamedTuple):
@@ -84,17 +87,25 @@ def look(looking: Looking, *, say: Callable[[str], None]) -> Seen:
         ValueError: an unknown detector, one of ratings for clicks, a level out of its range, fake users of other items
             or another track.
     """
-    train, profiles = looking.data.interactions, looking.profiles
+    train = looking.data.interactions
     known = {**DETECTORS, **(OF_RATINGS if train.track == "explicit" else {})}
     for name in looking.detectors:
         if name in OF_RATINGS and name not in known:
             raise ValueError(f"--detectors {name}: it reads ratings; give --track explicit, or leave it out")
         one_of("run_detect", "detectors", name, known)
+        if looking.detectors.count(name) > 1:
+            raise ValueError(f"--detectors {name}: it is given twice")
     if not 0 < looking.level < 1:
         raise ValueError(f"--level {looking.level}: expected a share of the users between 0 and 1")
+    if not round(looking.level * train.users):
+        raise ValueError(
+            f"--level {looking.level}: of {train.users} users that is nobody; give a larger share"
+        )
     users = list(map(str, looking.data.user_ids))
     real = len(users)
-    if profiles is not None:
+    if looking.profiles is not None:
+        made_with(looking.profiles, looking.data)  # refuses those of other data
+        profiles, _ = Profiles.load(looking.profiles)
         train = inject(train, profiles).trim()
         users += [f"fake {n + 1}" for n in range(profiles.fakes)]
     names, columns = list(looking.detectors or known), []
@@ -121,8 +132,14 @@ def run(looking: Looking, out: Path, *, count: int, say: Callable[[str], None]) 
     out.mkdir(parents=True, exist_ok=True)
     with atomic_write(out / "users.csv") as file:
         file.write(_csv(seen).encode())
+    given = looking.profiles
     found: dict[str, Any] = {
-        "spec": {"data": looking.data.name, "detectors": seen.names, "level": looking.level},
+        "spec": {
+            "data": facts_of(looking.data),
+            "detectors": seen.names,
+            "level": looking.level,
+            "profiles": given and hashlib.sha256(given.read_bytes()).hexdigest(),
+        },
         "users": int((~seen.fake).sum()),
         "fakes": int(seen.fake.sum()),
         "environment": environment(),
@@ -205,5 +222,7 @@ def _draw(looking: Looking, seen: Seen, out: Path) -> None:
     axes[0, 0].set(xlabel="score", ylabel="users")
     if seen.fake.any():
         axes[0, 0].legend(frameon=False)
-    made.suptitle(f"{looking.data.name}: right of the dashed line, {looking.level:.2g} of the users")
+    made.suptitle(
+        f"{looking.data.name}: dashed, the lowest score of the {looking.level:.2g} that are flagged"
+    )
     report.save(made, out / "detect.png")

@@ -55,15 +55,9 @@ def main(options: Annotated[Options, tyro.conf.OmitArgPrefixes]) -> None:
     """Read, score, show."""
     if options.top < 1:
         raise ValueError(f"--top {options.top}: expected at least 1")
-    from experiments import defended
     from experiments.detecting import Looking, run
-    from models.data import Profiles
 
-    data, profiles = options.read(), None
-    if options.profiles is not None:
-        defended.made_with(options.profiles, data)  # refuses those of other data
-        profiles, _ = Profiles.load(options.profiles)
-    looking = Looking(data, tuple(options.detectors), options.level, profiles)
+    looking = Looking(options.read(), tuple(options.detectors), options.level, options.profiles)
     run(looking, options.out, count=options.top, say=teller(options.quiet))
 
 

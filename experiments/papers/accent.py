@@ -46,7 +46,7 @@ class World(NamedTuple):
         methods: that it has.
         users: of a cell.
         epochs: of its training.
-        trainings: how many of them, each of other users.
+        trainings: how many of them, each asked for users drawn anew.
         again, seeds, together: epochs of the trainings without a set, how many of them, and how many at once.
     """
 
@@ -178,7 +178,8 @@ def cells(quick: bool) -> list[Spec]:
         _cell(model, world.epochs, seed, part, world.users)
         for seed in range(max(world.trainings for world in WORLDS.values()))
         for model, world in WORLDS.items()
-        for part in range(PARTS if seed < world.trainings else 0)
+        if seed < world.trainings
+        for part in range(PARTS)
     ]
 
 

@@ -66,6 +66,8 @@ BLIND = {"adaptive": "revadv", "adaptive-held": "revadv", "adaptive-rapu-g": "ra
 LONGER = {"adaptive": "longer", "adaptive-held": "longer", "adaptive-rapu-g": "longer-rapu-g"}
 """Its control: as many steps from where it begins, with no defense inside."""
 ADAPTIVE, CONTROLS = tuple(BLIND), tuple(dict.fromkeys(LONGER.values()))
+STARTS = BLIND | {LONGER[name]: blind for name, blind in BLIND.items()}
+"""Whose fake users each of them begins with, unless fewer of those pass the filter than of Random's."""
 HELD = ("apt", "apt-rand")
 FILTERS = ("knn", "pca", "popularity", "duplicate")
 DEFENSES = ("none", "at", "apt", "apt-rand", "apt-cg", *(f"filter:{name}" for name in FILTERS))
@@ -121,7 +123,7 @@ def _crafting(defense: str, spec: Spec) -> Attack:
     attack = spec["attack"]
     guard, held = _guard(defense, spec)
     view = rapu._view("ml", spec["seed"], 0.9, 0.1)
-    inside = _guard("none", spec)[0].known(view) if attack in CONTROLS else guard.known(view, held)
+    inside = _model(*rapu.WORLDS["ml"].surrogate) if attack in CONTROLS else guard.known(view, held)
     spent: dict[str, Any] = {
         "surrogate": inside,
         "fakes": FRACTION,
@@ -129,9 +131,8 @@ def _crafting(defense: str, spec: Spec) -> Attack:
         "k": K,
     }
     if defense != "none" or attack in CONTROLS:
-        blind = "rapu-g-no-pgm" if attack.endswith("rapu-g") else "revadv"
-        spent["initial"] = guard.beginning(view, *(_rows(spec, a) for a in (blind, "random")))
-    if attack.endswith("rapu-g"):
+        spent["initial"] = guard.beginning(view, *(_rows(spec, a) for a in (STARTS[attack], "random")))
+    if STARTS[attack] == "rapu-g-no-pgm":
         return attacks.rapu_g(**spent, pgm=False)
     return attacks.revadv(**spent, projection="topk", click_targets=True, estimator="truncated", tau=20)
 

@@ -74,8 +74,8 @@ def table(records: list[Record], folder: Path) -> Report:
         "those of one training), the soft side of the filter's detector with the cut of the attacker's view; it begins "
         "with the fake users of the same attack without that knowledge, or, where fewer of those pass the filter, with "
         "Random's",
-        "longer: the controls of adaptive, as many steps from the same start with no defense inside, so that knows "
-        "minus longer is what knowing gains at equal effort",
+        "longer: the controls of adaptive, as many steps from the same start with no defense inside; minus longer is "
+        "what the derivative through the defense adds, the choice of the start being in both",
         "limits of adaptive: truncated at 20, on one draw of the surrogate's training; a gradient that need not lead "
         "back from far beyond a cut; against NCF it is carried over from WRMF. What it does not break is not shown to "
         "hold",
@@ -122,16 +122,25 @@ def _paired(records: list[Record]) -> list[Table]:
     return [
         _gaps("A defense minus none", ["victim", "attack", *DEFENSES[1:]], changes),
         _gaps("An attack minus random, both behind the same defense", ["victim", "attack", *DEFENSES], gains),
-        _gaps("Who knows the defense minus who does not", ["victim", "knows", "minus", *DEFENSES[1:]], knows),
+        _gaps(
+            "Who knows the defense minus the attack as it is, and minus its control",
+            ["victim", "knows", "minus", *DEFENSES[1:]],
+            knows,
+        ),
     ]
 
 
 def _gaps(title: str, header: list[str], rows: dict[tuple[str, ...], list[Gap | None]]) -> Table:
     """Rows of paired differences, those with none left out."""
-    shown = [
-        [*of, *(each.said(3) if each else "-" for each in gaps)] for of, gaps in rows.items() if any(gaps)
-    ]
+    shown = [[*of, *map(_said, gaps)] for of, gaps in rows.items() if any(gaps)]
     return Table(f"{title} (target HR@50, paired by seed)", header, shown)
+
+
+def _said(found: Gap | None) -> str:
+    """A paired difference; where every seed has the very same rate, nothing is undecided."""
+    if found is None:
+        return "-"
+    return f"the same ({found.seeds} seeds)" if found.low == found.high == 0 else found.said(3)
 
 
 def _stood(records: list[Record]) -> list[str]:

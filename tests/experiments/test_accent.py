@@ -73,6 +73,8 @@ def test_the_table_pools_the_parts_of_a_method(tmp_path):
 def test_parts_of_a_seed_are_disjoint_and_the_quick_study_has_both_recommenders():
     cells = STUDIES["accent"].cells(False)
     assert len({str(spec) for spec in cells}) == len(cells)
+    seeds = {model: {s["seed"] for s in cells if s["model"] == model} for model in accent.WORLDS}
+    assert seeds == {"NCF": {0, 1, 2}, "RCF": {0, 1}}
     mine = [s for s in cells if s["model"] == "NCF" and s["seed"] == 0]
     users = np.concatenate([accent.users_of(spec, 452) for spec in mine])
     assert len(set(users.tolist())) == len(users) == sum(s["users"] for s in mine)

@@ -91,16 +91,6 @@ def test_an_adaptive_attacker_has_the_defense_inside(world, monkeypatch):
     ]
     assert len({each["surrogate"].config.get("cut") for each in asked[5:]}) == 4  # each its own detector's
     assert {each["name"] for each in asked} == {"revadv"}
-    known = asked.copy()
-    asked.clear()
-    for defense in defense_grid.DEFENSES:
-        defense_grid._crafting(defense, spec("longer", defense))
-    assert {each["surrogate"].name for each in asked} == {
-        "wrmf"
-    }  # its control: the same start, nothing inside
-    assert asked[0]["initial"] is rows["revadv"]
-    assert [each["initial"] for each in asked[1:]] == [each["initial"] for each in known[1:]]
-    asked[:] = known
     case, profiles, _ = defense_grid.setting(spec("adaptive-rapu-g", "at"))
     assert (asked[-1]["name"], asked[-1]["pgm"]) == ("rapu-g", False)
     assert asked[-1]["surrogate"] is asked[1]["surrogate"]
@@ -116,6 +106,34 @@ def test_what_one_who_knows_saw_is_on_record(world, monkeypatch):
     monkeypatch.setattr(defense_grid, "_crafting", lambda defense, spec: None)
     assert defense_grid.setting(spec("adaptive", "at"))[1:] == ("profiles", {"own_hr": [0.2, 0.5]})
     assert defense_grid.setting(spec("adaptive", "none"))[2] == {}
+
+
+@pytest.mark.parametrize(
+    ("control", "of", "blind"),
+    [("longer", "adaptive", "revadv"), ("longer-rapu-g", "adaptive-rapu-g", "rapu-g-no-pgm")],
+)
+def test_its_control_begins_where_it_begins_with_nothing_inside(world, monkeypatch, control, of, blind):
+    """One craft a start, whatever the defense, and nothing of what it saw: it knows of none."""
+    made, crafts = [], []
+    monkeypatch.setattr(defense_grid.attacks, "revadv", lambda **given: made.append({"a": "revadv", **given}))
+    monkeypatch.setattr(defense_grid.attacks, "rapu_g", lambda **given: made.append({"a": "rapu-g", **given}))
+    seen = {"history": {"target_hr": [0.2, 0.5]}}
+    monkeypatch.setattr(defense_grid, "crafted", lambda *given: (crafts.append(given), ("rows", seen))[1])
+    twins = np.tile(np.arange(ITEMS) % 6 == 2, (2, 1)).astype(float)
+    rows = {blind: twins, "random": np.eye(2, ITEMS)}
+    monkeypatch.setattr(defense_grid, "_rows", lambda spec, attack: rows[attack])
+    told = [defense_grid.setting(spec(control, defense))[2] for defense in defense_grid.DEFENSES]
+    mine = made.copy()
+    made.clear()
+    for defense in defense_grid.DEFENSES:
+        defense_grid._crafting(defense, spec(of, defense))
+    assert told == [{}] * len(defense_grid.DEFENSES)
+    assert {each["surrogate"].name for each in mine} == {"wrmf"}
+    assert {each["a"] for each in mine} == {each["a"] for each in made} == {blind.removesuffix("-no-pgm")}
+    assert mine[0]["initial"] is twins
+    assert all(ours["initial"] is theirs["initial"] for ours, theirs in zip(mine[1:], made[1:], strict=True))
+    assert {str(where) for where, *_ in crafts} == {str(crafts[0][0])}
+    assert crafts[0][0]["attack"] == control
 
 
 @pytest.mark.slow

@@ -1,12 +1,14 @@
 """run_detect.py on clicks among which some users copy one another: who is listed, and how well the detectors did."""
 
 import csv
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import tyro
 
+from experiments.detecting import Seen
 from models.data import Profiles, load
 from models.evaluation.detection import detection
 
@@ -47,6 +49,8 @@ def test_every_user_is_scored_and_the_most_flagged_come_first(script, table, tmp
     assert {row["user"] for row in rows} == {f"u{n}" for n in range(USERS)}
     assert len(found["spec"]["detectors"]) == 11
     assert (found["users"], found["fakes"]) == (USERS, 0)
+    assert found["spec"]["data"]["name"].startswith("clicks")
+    assert found["spec"]["profiles"] is None
     assert "detection" not in found
     flags = [int(row["flagged_by"]) for row in rows]
     assert flags == sorted(flags, reverse=True)
@@ -54,8 +58,10 @@ def test_every_user_is_scored_and_the_most_flagged_come_first(script, table, tmp
     data = load(str(table)).interactions.to_csr().toarray()
     events = {str(name): n for name, n in zip(load(str(table)).user_ids, (data > 0).sum(1), strict=True)}
     assert all(int(row["events"]) == events[row["user"]] for row in rows)
-    shown = capsys.readouterr().out
-    assert rows[2]["user"] in shown.split("written:")[0]
+    shown = [
+        line.split("│")[1].strip() for line in capsys.readouterr().out.splitlines() if line.startswith("│")
+    ]
+    assert shown == [row["user"] for row in rows[:3]]
     assert (tmp_path / "detect.png").stat().st_size > 1000
 
 
@@ -70,6 +76,7 @@ def test_known_fake_users_judge_the_detectors(script, table, twins, tmp_path, ca
         again = detection([float(row[name]) for row in rows], fake)._asdict()
         assert found["detection"][name] == pytest.approx(again, abs=1e-5)
     assert found["detection"]["duplicate"]["auc"] == 1  # equal users
+    assert found["spec"]["profiles"] == hashlib.sha256(twins.read_bytes()).hexdigest()
     assert "4 fake users among 40 real ones" in capsys.readouterr().out
 
 
@@ -97,6 +104,8 @@ def test_fake_users_of_other_data_are_refused(script, table, tmp_path, rows, mor
     ("given", "message"),
     [
         (("--level", 1), "--level 1.0: expected a share"),
+        (("--level", 0.001), "--level 0.001: of 40 users that is nobody"),
+        (("--detectors", "knn", "pca", "knn"), "--detectors knn: it is given twice"),
         (("--top", 0), "--top 0: expected at least 1"),
         (("--detectors", "knm"), "detectors='knm'.*knn"),
         (("--detectors", "fmtd"), "fmtd: it reads ratings; give --track explicit"),
@@ -106,3 +115,11 @@ def test_a_mistake_ends_before_the_work(script, table, tmp_path, given, message)
     with pytest.raises(ValueError, match=message):
         call(script, "--data", table, *given, "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_users_with_as_many_flags_are_in_the_order_of_their_places():
+    """Two users have one flag each; the one whom both detectors together find more suspicious comes first."""
+    scores = np.array([[0.9, 0.1], [0.2, 0.8], [0.8, 0.7], [0.3, 0.9]])
+    flags = np.array([[True, False], [False, False], [True, True], [False, True]])
+    seen = Seen(["a", "b"], list("uvwx"), np.ones(4, int), scores, flags, np.zeros(4, bool))
+    assert seen.order().tolist() == [2, 3, 0, 1]
