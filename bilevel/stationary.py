@@ -110,7 +110,18 @@ class Point:
         blocks = structure.blocks(*at) if "blocks" in solver.needs and structure.blocks else None
         sampled = self.sampled if "sampled" in solver.needs else None
         options: dict[str, Any] = {"blocks": blocks, "sampled": sampled, "symmetric": self.problem.symmetric}
-        return solver.solve(matvec, b, start=start, key=self.key, flat=self.flat(), **options)
+        return solver.solve(self.moving(matvec), b, start=start, key=self.key, flat=self.flat(), **options)
+
+    def moving(self, matvec: Callable[[Any], Any]) -> Callable[[Any], Any]:
+        """The same product, with a derivative in all that it reads, though it be 0.
+
+        Of a product without one (a quadratic loss) JAX's solve makes none where its right-hand side has
+        none either, and fails where it should pass on 0.
+        """
+        read = map(jnp.asarray, jax.tree.leaves(trees.split((self.params, self.x, self.data)).inexact))
+        moves = sum((jnp.ravel(leaf)[0] for leaf in read if leaf.size), start=jnp.zeros(()))
+        one = jnp.where(False, moves, 1)
+        return lambda v: jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), matvec(v))
 
     def flat(self) -> Array:
         """Curvature that may be zero at the solution: `|g| / |theta|`.

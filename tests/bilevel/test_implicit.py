@@ -161,6 +161,17 @@ def test_equals_unrolled_at_convergence_in_x_and_in_data(trained):
     assert float(jnp.abs(exact[2]["w"]).max()) < 1e-9
 
 
+@pytest.mark.parametrize("solver", [None, cg(), dense(), gmres()])
+def test_second_derivatives_where_neither_the_hessian_nor_the_slope_moves(x64, solver):
+    """`theta = sin x` of a quadratic loss; one unknown, so that the solvers are exact."""
+    inner = bilevel.gradient_descent(lambda p, x, data, ctx: (p - jnp.sin(x)) ** 2, optax.sgd(0.25), steps=60)
+    solve = implicit(inner) if solver is None else implicit(inner, solver)
+    theta = lambda x: solve(x, jnp.array(0.0), None, KEY)
+    at = jnp.array(0.7)
+    found = jax.jit(lambda x: (jax.grad(theta)(x), jax.grad(jax.grad(theta))(x), jax.hessian(theta)(x)))(at)
+    np.testing.assert_allclose(found, (jnp.cos(at), -jnp.sin(at), -jnp.sin(at)), rtol=1e-9)
+
+
 @pytest.mark.slow
 def test_composes(trained):
     """Forward mode, vmap, and second derivatives in both orders, against the unrolled loop."""
