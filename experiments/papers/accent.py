@@ -255,7 +255,8 @@ def study_report(records: list[Record], folder: Path) -> Report:
         _sample(records),
         "found, confirmed: shares of the questions with Wilson's 95% interval; size: items of a set where one was "
         "found, mean with a 95% bootstrap interval over questions; a user of several seeds counts for each; what the "
-        "questions of a training have in common is not in these intervals: see the shares training by training",
+        "questions of a training have in common is in no interval over questions or users: see the differences paired "
+        "by training",
         "confirmed: without the set the replacement is ahead of the item on average over trainings, "
         + ", ".join(f"{w.seeds} of {w.again} epochs ({m})" for m, w in WORLDS.items())
         + " from the trained parameters. The paper has five, and trains RCF from fresh ones",
@@ -326,17 +327,24 @@ def _paired(records: list[Record], model: str, k: int) -> list[str]:
 
 
 def _apart(records: list[Record], model: str, k: int) -> list[str]:
-    """The share confirmed of each training by itself, whose questions are more alike than the intervals know."""
+    """The share confirmed of each training by itself, and ACCENT's minus another method's paired by training."""
     seeds = sorted({r.spec["seed"] for r in records if r.spec["model"] == model})
     if len(seeds) < 2:
         return []
-    said = []
-    for method in WORLDS[model].methods:
-        of = [pooled([r for r in records if r.spec["seed"] == s], model, f"{method}@{k}") for s in seeds]
-        shares = ", ".join(f"{np.mean(one['confirmed']):.2f}" for one in of)
-        said.append(f"{method} {shares}")
+    mine = {seed: [r for r in records if r.spec["seed"] == seed] for seed in seeds}
+    shares = {
+        method: {s: float(np.mean(pooled(of, model, f"{method}@{k}")["confirmed"])) for s, of in mine.items()}
+        for method in WORLDS[model].methods
+    }
+    said = [f"{method} {', '.join(f'{v:.2f}' for v in of.values())}" for method, of in shares.items()]
+    first, *rest = shares
+    gaps = {f"{first} - {method}": gap(shares[first], shares[method]) for method in rest}
+    together = ", ".join(f"{name} {each.said(2)}" for name, each in gaps.items() if each)
     which = ", ".join(map(str, seeds))
-    return [f"{model}, k={k}: share confirmed, training by training (seeds {which}): {'; '.join(said)}"]
+    return [
+        f"{model}, k={k}: share confirmed, training by training (seeds {which}): {'; '.join(said)}; paired by "
+        f"training: {together}"
+    ]
 
 
 def _needed(model: str, gaps: Mapping[str, Gap | None]) -> list[str]:

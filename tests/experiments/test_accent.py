@@ -58,11 +58,15 @@ def test_the_table_pools_the_parts_of_a_method(tmp_path):
     assert f"NCF, k=5: share confirmed: accent - pure-fia +0.00 [+0.00, +0.00] undecided; {same}" in notes
     assert "NCF, k=20: share true: accent - pure-fia +0.60 [+0.44, +0.76] above; accent - fia +0.60" in notes
     needed = "confirmed more often than it swaps with nothing removed in 3 of 15 rows (accent@5, accent@10, accent@20)"
-    of_rcf = "accent 0.50, 0.50; pure-fia 0.50, 0.50; fia 0.50, 0.50; attention 0.50, 0.50; pure-attention 0.50, 0.50"
+    of_rcf = "; ".join(f"{method} 0.50, 0.50" for method in accent.WORLDS["RCF"].methods)
     asked = by["RCF", "5", "accent"]  # 16 users, in both seeds
     assert (asked[3], asked[7]) == ("32", "+0.50 [+0.22, +0.78]")
     assert f"RCF: {needed}; undecided in pure-fia@5, fia@5, attention@5, " in notes
-    assert f"RCF, k=20: share confirmed, training by training (seeds 0, 1): {of_rcf}" in notes
+    assert f"RCF, k=20: share confirmed, training by training (seeds 0, 1): {of_rcf}; paired" in notes
+    assert (
+        "paired by training: accent - pure-fia +0.00 (2 seeds), accent - fia +0.00 (2 seeds), accent - att"
+        in notes
+    )
     assert "NCF, k=20: share confirmed, training by training" not in notes  # there is one
     low, high = accent.wilson(72, 144)  # one of two users, three methods and lists, eight records of 16
     unsound = f"NCF: unknown (0 of 8 records tell); RCF: 0.50 [{low:.2f}, {high:.2f}] (8 of 16 records tell)"
