@@ -119,7 +119,7 @@ class Point:
         none either, and fails where it should pass on 0.
         """
         read = map(jnp.asarray, jax.tree.leaves(trees.split((self.params, self.x, self.data)).inexact))
-        moves = sum((jnp.ravel(leaf)[0] for leaf in read if leaf.size), start=jnp.zeros(()))
+        moves = sum((jnp.ravel(leaf)[0].real for leaf in read if leaf.size), start=jnp.zeros(()))
         one = jnp.where(False, moves, 1)
         return lambda v: jax.tree.map(lambda leaf: leaf * one.astype(leaf.dtype), matvec(v))
 

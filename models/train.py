@@ -121,8 +121,10 @@ def _check_key(key: Any) -> None:
     """One key, typed or as `jax.random.PRNGKey` makes them."""
     dtype, shape = getattr(key, "dtype", None), jnp.shape(key)
     typed = dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+    if typed and shape == ():
+        return
     raw = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    if not (typed and shape == ()) and not (dtype == raw.dtype and shape == raw.shape):
+    if dtype != raw.dtype or shape != raw.shape:
         raise TypeError(
             f"fit: key is {type(key).__name__} of shape {shape}; expected one key, as from jax.random.key(0) "
             "(jax.vmap for several)"

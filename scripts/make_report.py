@@ -2,7 +2,7 @@
 
     python scripts/make_report.py                                # every study that has records
     python scripts/make_report.py rapu-table2 defense-grid       # these
-    python scripts/make_report.py --out /tmp/pages               # elsewhere, to compare
+    python scripts/make_report.py --out runs/pages               # elsewhere, to compare
 
 Each page has its tables, notes and pictures, and says which cells have no record. The table of a single study, and the
 cells it lacks: reproduce.py.

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tyro
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,6 +22,13 @@ def script():
         return module
 
     return load
+
+
+@pytest.fixture
+def inside(script, request):
+    """The script that a file of tests is named after, run in this process with the arguments of a command line."""
+    module = script(request.path.stem.removeprefix("test_"))
+    return lambda *arguments: module.main(tyro.cli(module.Options, args=list(map(str, arguments))))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import tyro
 
 from models.data import Profiles
 
@@ -45,17 +44,6 @@ def run(*arguments, check=True, env=None):
     )
     assert not check or done.returncode == 0, done.stderr
     return done
-
-
-@pytest.fixture
-def inside(script):
-    """The script in this process, where what it compiles may have been compiled before."""
-
-    def main(*arguments):
-        module = script("run_attack")
-        module.main(tyro.cli(module.Options, args=arguments))
-
-    return main
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import tyro
 
 from experiments import campaign, names
 from models.data import Profiles
@@ -24,17 +23,6 @@ def run(*arguments):
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert done.returncode == 0, done.stderr
     return done
-
-
-@pytest.fixture
-def inside(script):
-    """The script in this process, where what it compiles may have been compiled before."""
-
-    def main(*arguments):
-        module = script("run_defense")
-        module.main(tyro.cli(module.Options, args=arguments))
-
-    return main
 
 
 @pytest.fixture(scope="module")

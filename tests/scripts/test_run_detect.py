@@ -6,7 +6,6 @@ import json
 
 import numpy as np
 import pytest
-import tyro
 
 from experiments.detecting import Seen
 from models.data import Profiles, load
@@ -33,18 +32,13 @@ def twins(table):
     return path
 
 
-def call(script, *arguments):
-    module = script("run_detect")
-    module.main(tyro.cli(module.Options, args=[*map(str, arguments), "--quiet"]))
-
-
 def read(out):
     with open(out / "users.csv") as file:
         return list(csv.DictReader(file))
 
 
-def test_every_user_is_scored_and_the_most_flagged_come_first(script, table, tmp_path, capsys):
-    call(script, "--data", table, "--level", 0.1, "--top", 3, "--out", tmp_path)
+def test_every_user_is_scored_and_the_most_flagged_come_first(inside, table, tmp_path, capsys):
+    inside("--data", table, "--level", 0.1, "--top", 3, "--out", tmp_path, "--quiet")
     rows, found = read(tmp_path), json.loads((tmp_path / "detect.json").read_text())
     assert {row["user"] for row in rows} == {f"u{n}" for n in range(USERS)}
     assert len(found["spec"]["detectors"]) == 11
@@ -65,9 +59,9 @@ def test_every_user_is_scored_and_the_most_flagged_come_first(script, table, tmp
     assert (tmp_path / "detect.png").stat().st_size > 1000
 
 
-def test_known_fake_users_judge_the_detectors(script, table, twins, tmp_path, capsys):
+def test_known_fake_users_judge_the_detectors(inside, table, twins, tmp_path, capsys):
     options = ("--data", table, "--profiles", twins, "--detectors", "duplicate", "length-var")
-    call(script, *options, "--level", 0.1, "--out", tmp_path)
+    inside(*options, "--level", 0.1, "--out", tmp_path, "--quiet")
     rows, found = read(tmp_path), json.loads((tmp_path / "detect.json").read_text())
     fake = np.array([row["fake"] == "1" for row in rows])
     assert [row["user"].startswith("fake ") for row in rows] == fake.tolist()
@@ -80,8 +74,8 @@ def test_known_fake_users_judge_the_detectors(script, table, twins, tmp_path, ca
     assert "4 fake users among 40 real ones" in capsys.readouterr().out
 
 
-def test_ratings_have_two_detectors_more(script, table, tmp_path):
-    call(script, "--data", table, "--track", "explicit", "--out", tmp_path)
+def test_ratings_have_two_detectors_more(inside, table, tmp_path):
+    inside("--data", table, "--track", "explicit", "--out", tmp_path, "--quiet")
     names = json.loads((tmp_path / "detect.json").read_text())["spec"]["detectors"]
     assert {"mean-var", "fmtd"} < set(names)
 
@@ -93,10 +87,12 @@ def test_ratings_have_two_detectors_more(script, table, tmp_path):
         (np.ones((1, ITEMS)), ("--track", "explicit"), "track"),
     ],
 )
-def test_fake_users_of_other_data_are_refused(script, table, tmp_path, rows, more, message):
+def test_fake_users_of_other_data_are_refused(inside, table, tmp_path, rows, more, message):
     Profiles.from_rows(rows, targets=[0]).save(tmp_path / "other.npz", {})
     with pytest.raises(ValueError, match=message):
-        call(script, "--data", table, "--profiles", tmp_path / "other.npz", *more, "--out", tmp_path / "out")
+        inside(
+            "--data", table, "--profiles", tmp_path / "other.npz", *more, "--out", tmp_path / "out", "--quiet"
+        )
     assert not (tmp_path / "out").exists()
 
 
@@ -111,9 +107,9 @@ def test_fake_users_of_other_data_are_refused(script, table, tmp_path, rows, mor
         (("--detectors", "fmtd"), "fmtd: it reads ratings; give --track explicit"),
     ],
 )
-def test_a_mistake_ends_before_the_work(script, table, tmp_path, given, message):
+def test_a_mistake_ends_before_the_work(inside, table, tmp_path, given, message):
     with pytest.raises(ValueError, match=message):
-        call(script, "--data", table, *given, "--out", tmp_path / "out")
+        inside("--data", table, *given, "--out", tmp_path / "out", "--quiet")
     assert not (tmp_path / "out").exists()
 
 
